@@ -1,0 +1,335 @@
+//! What one frame is: link, network and transport class and the length of its headers.
+//!
+//! Reads tolerate truncation at every byte: a header that is not there ends the parse with what is
+//! known so far. Headers are read in place where they are in the linear part of the skb (nearly always)
+//! and copied by a helper where they are not.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::bpf_skb_load_bytes,
+    programs::TcContext,
+};
+use netobs_common::{class, l4};
+
+const ETH_LEN: usize = 14;
+const VLAN_LEN: usize = 4;
+
+/// EtherTypes in host byte order (IEEE 802 numbers).
+mod ethertype {
+    pub const IPV4: u16 = 0x0800;
+    pub const ARP: u16 = 0x0806;
+    pub const VLAN: u16 = 0x8100;
+    pub const IPV6: u16 = 0x86dd;
+    pub const QINQ: u16 = 0x88a8;
+}
+
+/// IANA protocol numbers, as in IPv4's protocol and IPv6's next header.
+mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const ICMPV6: u8 = 58;
+    pub const DESTINATION: u8 = 60;
+    pub const SCTP: u8 = 132;
+    pub const MOBILITY: u8 = 135;
+}
+
+/// IPv6 extension headers that are followed before giving up.
+const MAX_EXTENSIONS: usize = 8;
+
+/// TCP flag bits (RFC 9293, byte 13 of the header).
+pub mod tcp_flag {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+}
+
+/// Destination of a frame at L2.
+#[derive(Clone, Copy)]
+pub enum Cast {
+    Unicast,
+    Multicast,
+    Broadcast,
+}
+
+#[derive(Clone, Copy)]
+pub struct Packet {
+    /// One of [`class`].
+    pub class: u32,
+    pub cast: Cast,
+    /// TCP flags of a first or only fragment, otherwise 0.
+    pub tcp_flags: u8,
+    /// Bytes before the payload that each segment of a super-packet repeats.
+    pub headers_len: u32,
+    pub truncated: bool,
+}
+
+/// Where the bytes of a frame are read. Offsets are from its Ethernet header.
+trait Source {
+    /// None past the end.
+    fn byte(&self, offset: usize) -> Option<u8>;
+    /// Two bytes, most significant first.
+    fn be16(&self, offset: usize) -> Option<u16>;
+}
+
+/// The linear part of the skb, read in place.
+struct Linear {
+    data: usize,
+    end: usize,
+}
+
+impl Source for Linear {
+    #[inline(always)]
+    fn byte(&self, offset: usize) -> Option<u8> {
+        let address = self.data + offset;
+        if address + 1 > self.end {
+            return None;
+        }
+        // SAFETY: inside the linear part, as just checked; the verifier holds us to it.
+        Some(unsafe { *(address as *const u8) })
+    }
+
+    #[inline(always)]
+    fn be16(&self, offset: usize) -> Option<u16> {
+        let address = self.data + offset;
+        if address + 2 > self.end {
+            return None;
+        }
+        // SAFETY: as above. Unaligned, which the verifier allows for packet data where the CPU does.
+        Some(unsafe { u16::from_be(*(address as *const u16)) })
+    }
+}
+
+/// The whole skb, by helper: for the few whose headers are not in the linear part.
+struct Whole {
+    skb: *mut __sk_buff,
+}
+
+impl Source for Whole {
+    #[inline(always)]
+    fn byte(&self, offset: usize) -> Option<u8> {
+        let mut value = 0u8;
+        // SAFETY: the destination is one byte on the stack; the helper checks the offset.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 1)
+        };
+        (failed == 0).then_some(value)
+    }
+
+    #[inline(always)]
+    fn be16(&self, offset: usize) -> Option<u16> {
+        let mut value = 0u16;
+        // SAFETY: as above, two bytes.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 2)
+        };
+        (failed == 0).then_some(u16::from_be(value))
+    }
+}
+
+/// Reads the headers of a frame that starts with an Ethernet header.
+#[inline(always)]
+pub fn parse(ctx: &TcContext) -> Packet {
+    let linear = Linear { data: ctx.data(), end: ctx.data_end() };
+    let packet = read(&linear, ctx.skb.skb);
+    if packet.truncated && linear.data + (ctx.len() as usize) > linear.end {
+        return Packet::unpack(parse_whole(ctx.skb.skb));
+    }
+    packet
+}
+
+#[inline(never)]
+fn parse_whole(skb: *mut __sk_buff) -> u64 {
+    read(&Whole { skb }, skb).pack()
+}
+
+impl Packet {
+    /// In one register, since a BPF function returns no more.
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        u64::from(self.class)
+            | (self.cast as u64) << 8
+            | u64::from(self.tcp_flags) << 16
+            | u64::from(self.truncated) << 24
+            | u64::from(self.headers_len) << 32
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Self {
+        Self {
+            class: packed as u32 & 0xff,
+            cast: match (packed >> 8) as u8 {
+                0 => Cast::Unicast,
+                1 => Cast::Multicast,
+                _ => Cast::Broadcast,
+            },
+            tcp_flags: (packed >> 16) as u8,
+            truncated: packed >> 24 & 1 != 0,
+            headers_len: (packed >> 32) as u32,
+        }
+    }
+}
+
+#[inline(always)]
+fn read(source: &impl Source, skb: *mut __sk_buff) -> Packet {
+    let mut packet = Packet {
+        class: class::OTHER,
+        cast: Cast::Unicast,
+        tcp_flags: 0,
+        headers_len: ETH_LEN as u32,
+        truncated: false,
+    };
+    packet.truncated = read_into(source, skb, &mut packet).is_none();
+    packet
+}
+
+/// `None` if the frame ended inside a header.
+#[inline(always)]
+fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+    let mut ethertype = source.be16(ETH_LEN - 2)?;
+    if source.byte(0)? & 1 != 0 {
+        packet.cast = group_cast(source)?;
+    }
+    let mut offset = ETH_LEN;
+    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+    let mut vlan = unsafe { (*skb).vlan_present } != 0;
+    // A tag in the frame itself (raw sockets), or a second one behind it or behind the skb's own.
+    for _ in 0..2 {
+        if ethertype != ethertype::VLAN && ethertype != ethertype::QINQ {
+            break;
+        }
+        vlan = true;
+        packet.class = class::VLAN_NOT_IP;
+        ethertype = source.be16(offset + 2)?;
+        offset += VLAN_LEN;
+        packet.headers_len = offset as u32;
+    }
+    let base = match ethertype {
+        _ if vlan => class::VLAN,
+        ethertype::IPV4 => class::IPV4,
+        _ => class::IPV6,
+    };
+    let (transport, protocol, first_fragment) = match ethertype {
+        ethertype::IPV4 => {
+            packet.class = base + l4::OTHER;
+            let header_len = (source.byte(offset)? & 0x0f) as usize * 4;
+            let fragment = source.be16(offset + 6)? & 0x1fff;
+            let protocol = source.byte(offset + 9)?;
+            if header_len < 20 {
+                return None;
+            }
+            (offset + header_len, protocol, fragment == 0)
+        }
+        ethertype::IPV6 => {
+            packet.class = base + l4::OTHER;
+            let next = source.byte(offset + 6)?;
+            if is_extension(next) {
+                let packed = extensions(skb, offset as u32 + 40, next);
+                if packed == EXTENSIONS_CUT {
+                    return None;
+                }
+                ((packed >> 16) as usize & MAX_OFFSET, packed as u8, packed >> 8 & 1 != 0)
+            } else {
+                (offset + 40, next, true)
+            }
+        }
+        other => {
+            packet.class = match other {
+                _ if vlan => class::VLAN_NOT_IP,
+                ethertype::ARP => class::ARP,
+                _ => class::OTHER,
+            };
+            return Some(());
+        }
+    };
+    packet.headers_len = transport as u32;
+    match protocol {
+        protocol::TCP => {
+            packet.class = base + l4::TCP;
+            if first_fragment {
+                let data_offset = source.byte(transport + 12)?;
+                packet.tcp_flags = source.byte(transport + 13)?;
+                packet.headers_len += (data_offset >> 4) as u32 * 4;
+            }
+        }
+        protocol::UDP => {
+            packet.class = base + l4::UDP;
+            if first_fragment {
+                packet.headers_len += 8;
+            }
+        }
+        protocol::ICMP => packet.class = base + l4::ICMP,
+        protocol::ICMPV6 => packet.class = base + l4::ICMPV6,
+        protocol::SCTP => packet.class = base + l4::SCTP,
+        _ => {}
+    }
+    Some(())
+}
+
+/// Of a frame whose destination has the group bit.
+#[inline(always)]
+fn group_cast(source: &impl Source) -> Option<Cast> {
+    let all = source.be16(0)? & source.be16(2)? & source.be16(4)?;
+    Some(if all == 0xffff { Cast::Broadcast } else { Cast::Multicast })
+}
+
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION
+            | protocol::MOBILITY
+    )
+}
+
+/// Largest offset of a transport header that is followed; also what keeps the verifier sure that
+/// packet pointers stay near.
+const MAX_OFFSET: usize = 0x7fff;
+
+/// What [`extensions`] returns when the frame ended inside the chain.
+const EXTENSIONS_CUT: u64 = u64::MAX;
+
+/// Follows IPv6 extension headers (RFC 8200 section 4) from `offset`. In one register: the protocol
+/// (bits 0 to 7), whether this is a first or only fragment (bit 8), the transport header's offset (from
+/// bit 16). Off the common path: always by helper.
+#[inline(never)]
+fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
+    let mut offset = offset;
+    let mut next = next;
+    let mut first_fragment = true;
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(next) {
+            break;
+        }
+        let mut header = [0u8; 4];
+        // SAFETY: four bytes on the stack; the helper checks the offset.
+        let failed = unsafe {
+            bpf_skb_load_bytes(skb.cast(), offset, header.as_mut_ptr().cast(), 4)
+        };
+        if failed != 0 {
+            return EXTENSIONS_CUT;
+        }
+        let len = match next {
+            protocol::FRAGMENT => {
+                first_fragment = (header[2] == 0) & (header[3] & 0xf8 == 0);
+                8
+            }
+            protocol::AUTHENTICATION => (header[1] as u32 + 2) * 4,
+            _ => (header[1] as u32 + 1) * 8,
+        };
+        next = header[0];
+        offset += len;
+        if !first_fragment {
+            break;
+        }
+    }
+    u64::from(next) | u64::from(first_fragment) << 8 | u64::from(offset) << 16
+}

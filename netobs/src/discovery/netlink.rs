@@ -1,0 +1,217 @@
+//! Interfaces of the host's network namespace by rtnetlink: all there are, and what becomes of them.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    time::Instant,
+};
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, Stats64},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::{
+    model::{InterfaceKind, KernelStats},
+    netlink::{self, Netlink, RECEIVE_BYTES},
+};
+
+/// `RTNLGRP_LINK` as the bit mask that `bind(2)` takes.
+const LINK_GROUP: u32 = 1;
+
+/// Asked for the event socket: some 10,000 messages. The kernel may give less.
+const EVENT_BUFFER_BYTES: usize = 16 * 1024 * 1024;
+
+/// An interface that netobs may observe, as the kernel describes it at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub ifindex: u32,
+    pub name: String,
+    /// None: of a kind that is not observed.
+    pub kind: Option<InterfaceKind>,
+    pub master: Option<u32>,
+    pub peer_ifindex: Option<u32>,
+    pub peer_nsid: Option<i32>,
+    pub mac: Vec<u8>,
+    pub stats: KernelStats,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    /// Appeared, or something about it changed.
+    Link(Link),
+    /// Deleted, or moved into another namespace; as it was at the end.
+    Gone(Link),
+}
+
+/// Link events of the namespace of the thread that subscribed.
+pub struct Events {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+/// What reading events gave.
+pub enum Batch {
+    /// In order, with the time at which they were read from the socket.
+    Events(Vec<Event>, Instant),
+    /// The kernel had more to say than the socket could hold: list everything again.
+    Overrun,
+}
+
+impl Events {
+    /// # Errors
+    /// When netlink is not to be had.
+    pub fn subscribe() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+        socket.set_non_blocking(true)?;
+        enlarge(&socket);
+        Ok(Self { socket, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// To poll for readability.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket is open as long as self.
+        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
+    }
+
+    /// One datagram's events; none if nothing is waiting.
+    ///
+    /// # Errors
+    /// Only when the socket has become unusable.
+    pub fn read(&mut self) -> io::Result<Option<Batch>> {
+        self.buffer.clear();
+        match self.socket.recv(&mut self.buffer, 0) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Some(Batch::Overrun)),
+            Err(error) => return Err(error),
+        }
+        let now = Instant::now();
+        let mut events = Vec::new();
+        for message in netlink::messages(&self.buffer) {
+            // One that the library cannot read is as good as lost: look at everything again.
+            let Ok(message) = message else { return Ok(Some(Batch::Overrun)) };
+            match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    // AF_BRIDGE messages tell of bridge ports, in another form.
+                    if link.header.interface_family == 0.into() {
+                        events.push(Event::Link(Link::from(&link)));
+                    }
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                    if link.header.interface_family == 0.into() {
+                        events.push(Event::Gone(Link::from(&link)));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(Batch::Events(events, now)))
+    }
+}
+
+/// Past the limit for everybody where the privilege is there, else up to it.
+fn enlarge(socket: &Socket) {
+    let bytes = libc::c_int::try_from(EVENT_BUFFER_BYTES).unwrap_or(libc::c_int::MAX);
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        // SAFETY: an integer option, passed with its size.
+        let failed = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const bytes).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if failed == 0 {
+            return;
+        }
+    }
+}
+
+/// All interfaces of the client's namespace, or of the one that it knows as `nsid`.
+///
+/// # Errors
+/// What the kernel says; `ENODEV`-like errors if the namespace is gone.
+pub fn links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<Link>> {
+    let mut request = LinkMessage::default();
+    if let Some(nsid) = nsid {
+        request.attributes.push(LinkAttribute::IfNetnsId(nsid));
+    }
+    let answers = netlink.dump(RouteNetlinkMessage::GetLink(request))?;
+    Ok(answers
+        .iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
+            _ => None,
+        })
+        .collect())
+}
+
+/// One interface of the client's namespace.
+///
+/// # Errors
+/// `ENODEV` if there is none with the index.
+pub fn link(netlink: &mut Netlink, ifindex: u32) -> io::Result<Link> {
+    let mut request = LinkMessage::default();
+    request.header.index = ifindex;
+    match netlink.get(RouteNetlinkMessage::GetLink(request))? {
+        RouteNetlinkMessage::NewLink(link) => Ok(Link::from(&link)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let mut link = Self {
+            ifindex: message.header.index,
+            name: String::new(),
+            kind: None,
+            master: None,
+            peer_ifindex: None,
+            peer_nsid: None,
+            mac: Vec::new(),
+            stats: KernelStats::default(),
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Controller(master) => link.master = Some(*master),
+                LinkAttribute::Link(peer) => link.peer_ifindex = Some(*peer),
+                LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(*nsid),
+                LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+                LinkAttribute::Stats64(stats) => link.stats = stats.into(),
+                LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+fn kind(infos: &[LinkInfo]) -> Option<InterfaceKind> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Veth) => Some(InterfaceKind::Veth),
+        LinkInfo::Kind(InfoKind::Bridge) => Some(InterfaceKind::Bridge),
+        _ => None,
+    })
+}
+
+impl From<&Stats64> for KernelStats {
+    fn from(stats: &Stats64) -> Self {
+        Self {
+            rx_packets: stats.rx_packets,
+            rx_bytes: stats.rx_bytes,
+            tx_packets: stats.tx_packets,
+            tx_bytes: stats.tx_bytes,
+            rx_dropped: stats.rx_dropped,
+            tx_dropped: stats.tx_dropped,
+            rx_errors: stats.rx_errors,
+            tx_errors: stats.tx_errors,
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! `netobs doctor`: what this host has of what netobs needs, line by line, with what to do.
+
+use std::{fmt, fs, io::Write as _, os::unix::net::UnixStream, path::Path, process::ExitCode};
+
+use crate::{
+    cli::DoctorArgs,
+    ebpf::{AttachMode, Observer, Options},
+    observe, privileges,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    Ok,
+    /// Works, with less.
+    Less,
+    /// netobs does not run here.
+    Bad,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Less => "less",
+            Self::Bad => "FAIL",
+        })
+    }
+}
+
+/// One line: what was looked at, what was found, what to do about it.
+#[derive(Debug)]
+struct Finding {
+    verdict: Verdict,
+    subject: &'static str,
+    found: String,
+    advice: Option<String>,
+}
+
+/// Oldest kernel that the programs load on: global functions, 64-bit array maps in user memory.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+/// First kernel with TCX.
+const TCX_KERNEL: (u32, u32) = (6, 6);
+
+/// # Errors
+/// Only when the output cannot be written. The exit code tells whether netobs can run here.
+pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let mut findings = vec![kernel(&args.proc_root), btf()];
+    findings.extend(capabilities());
+    findings.push(programs());
+    findings.extend(engines(&args.engines)?);
+    let mut out = std::io::stdout().lock();
+    for finding in &findings {
+        writeln!(out, "{:4}  {:12}  {}", finding.verdict, finding.subject, finding.found)?;
+        if let Some(advice) = &finding.advice {
+            writeln!(out, "{:20}→ {advice}", "")?;
+        }
+    }
+    let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok);
+    Ok(if worst == Verdict::Bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn kernel(proc_root: &Path) -> Finding {
+    let release = fs::read_to_string(proc_root.join("sys/kernel/osrelease")).unwrap_or_default();
+    let release = release.trim();
+    let version = version(release);
+    let (verdict, attach, advice) = match version {
+        Some(version) if version < OLDEST_KERNEL => {
+            (Verdict::Bad, "too old", Some("needs Linux 5.10 or later".to_owned()))
+        }
+        Some(version) if version >= TCX_KERNEL => (Verdict::Ok, "clsact and TCX", None),
+        Some(_) => (Verdict::Ok, "clsact; TCX needs 6.6", None),
+        None => (Verdict::Less, "version not understood", None),
+    };
+    Finding { verdict, subject: "kernel", found: format!("{release} ({attach})"), advice }
+}
+
+/// `6.18.44-fc` is (6, 18).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(['.', '-', '+']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn btf() -> Finding {
+    let found = Path::new("/sys/kernel/btf/vmlinux").exists();
+    Finding {
+        verdict: if found { Verdict::Ok } else { Verdict::Less },
+        subject: "BTF",
+        found: if found { "/sys/kernel/btf/vmlinux" } else { "the kernel has no type information" }.to_owned(),
+        advice: (!found).then(|| {
+            "counting works without; drop reasons will not. Kernels with CONFIG_DEBUG_INFO_BTF=y have it"
+                .to_owned()
+        }),
+    }
+}
+
+fn capabilities() -> Vec<Finding> {
+    let missing = privileges::missing();
+    privileges::NEEDS
+        .iter()
+        .map(|need| {
+            let is_missing = missing.contains(need);
+            let name = match need.or {
+                Some(or) => format!("{} or {or}", need.capability),
+                None => need.capability.to_string(),
+            };
+            Finding {
+                verdict: match (is_missing, need.required) {
+                    (false, _) => Verdict::Ok,
+                    (true, false) => Verdict::Less,
+                    (true, true) => Verdict::Bad,
+                },
+                subject: "privilege",
+                found: format!(
+                    "{name}{}, to {}",
+                    if is_missing { " is missing" } else { "" },
+                    need.purpose
+                ),
+                advice: is_missing.then(privileges::how_to_grant),
+            }
+        })
+        .collect()
+}
+
+/// Loads the programs, attaches nothing.
+fn programs() -> Finding {
+    match Observer::load(Options { max_interfaces: 1, mode: AttachMode::Auto }) {
+        Ok(_) => Finding {
+            verdict: Verdict::Ok,
+            subject: "programs",
+            found: "the kernel accepts them".to_owned(),
+            advice: None,
+        },
+        Err(error) => {
+            // The verifier's log is long; its first line says what was refused.
+            let text = error.to_string();
+            Finding {
+                verdict: Verdict::Bad,
+                subject: "programs",
+                found: text.lines().next().unwrap_or_default().to_owned(),
+                advice: Some(if privileges::missing().iter().any(|need| need.required) {
+                    "see the privileges above".to_owned()
+                } else {
+                    "a kernel that refuses them is a bug: please report it with this output".to_owned()
+                }),
+            }
+        }
+    }
+}
+
+fn engines(named: &[String]) -> anyhow::Result<Vec<Finding>> {
+    let tasks = observe::engines(named)?;
+    let mut findings: Vec<Finding> = tasks
+        .iter()
+        .map(|task| {
+            let socket = task.socket.display();
+            match UnixStream::connect(&task.socket) {
+                Ok(_) => Finding {
+                    verdict: Verdict::Ok,
+                    subject: "engine",
+                    found: format!("{} at {socket}", task.name),
+                    advice: None,
+                },
+                Err(error) => Finding {
+                    verdict: Verdict::Less,
+                    subject: "engine",
+                    found: format!("{} at {socket}: {error}", task.name),
+                    advice: Some(match error.kind() {
+                        std::io::ErrorKind::PermissionDenied => {
+                            "run as root, or as a member of the group that owns the socket".to_owned()
+                        }
+                        _ => "without an engine, containers are found by /proc and have no names".to_owned(),
+                    }),
+                },
+            }
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding {
+            verdict: Verdict::Less,
+            subject: "engine",
+            found: "none found".to_owned(),
+            advice: Some("name one with --engine unix:///path/to.sock".to_owned()),
+        });
+    }
+    Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases() {
+        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(version("5.10.0-32-cloud-amd64"), Some((5, 10)));
+        assert_eq!(version("6.1"), Some((6, 1)));
+        assert_eq!(version("strange"), None);
+    }
+}

@@ -1,0 +1,20 @@
+//! What is known, and nothing about how: counters, updates that change the state, snapshots of it.
+//!
+//! Pure: no aya, tokio, terminal, filesystem or clock. Time comes in as a parameter.
+
+mod fold;
+pub mod snapshot;
+pub mod state;
+pub mod traffic;
+pub mod update;
+
+pub use snapshot::{
+    AgentHealth, Baseline, Compose, Container, Drops, Endpoint, EngineStatus, Interface, Latency, Network,
+    Rates, Snapshot, Subnet,
+};
+pub use state::State;
+pub use traffic::{Count, Traffic};
+pub use update::{
+    ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind,
+    KernelStats, Namespace, NetworkInfo, Sample, Update,
+};

@@ -1,0 +1,242 @@
+//! The state at one time, complete and immutable: all that an output may read.
+//!
+//! Its JSON form is documented in `docs/snapshot.schema.json`.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Serialize, Serializer};
+
+use super::{
+    traffic::Traffic,
+    update::{ContainerState, InterfaceKind},
+};
+
+/// Version of the JSON form: raised when a field is removed or changes its meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// [`SCHEMA_VERSION`].
+    pub version: u32,
+    /// Seconds since the epoch, with fraction.
+    #[serde(rename = "time", serialize_with = "unix_seconds")]
+    pub time: SystemTime,
+    /// Since the sample that rates are taken from; none before there are two.
+    pub interval_seconds: Option<f64>,
+    /// Sorted by name, then ID.
+    pub containers: Vec<Container>,
+    /// Sorted by name, then ID.
+    pub networks: Vec<Network>,
+    /// Every attached interface of the host, sorted by name.
+    pub interfaces: Vec<Interface>,
+    pub engines: Vec<EngineStatus>,
+    pub agent: AgentHealth,
+}
+
+/// A container. Directions are its own: `rx` is what it receives.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Container {
+    /// Full ID.
+    pub id: String,
+    /// The name, or the first 12 digits of the ID where the name is not known.
+    pub name: String,
+    pub image: Option<String>,
+    pub state: ContainerState,
+    pub engine: String,
+    pub compose: Option<Compose>,
+    /// `bridge`, `host`, `none`, `container:ID`, a network's name; none: not known.
+    pub network_mode: Option<String>,
+    /// Why there are no counts, where there cannot be any: host networking, isolated, shared.
+    pub unobserved: Option<String>,
+    /// Names of its networks, sorted; what it is connected to now, or was when it ended.
+    pub networks: Vec<String>,
+    pub endpoints: Vec<Endpoint>,
+    /// Keys into [`Snapshot::interfaces`] are the host names; here are those inside.
+    pub interfaces: Vec<ContainerInterface>,
+    /// Over all its interfaces, those that are gone included.
+    pub rx: Traffic,
+    pub tx: Traffic,
+    /// None before two samples, and for what has ended.
+    pub rates: Option<Rates>,
+    pub drops: Option<Drops>,
+}
+
+/// One interface as the container sees it, over its whole life (restarts included).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ContainerInterface {
+    /// Inside the container, like `eth0`; none where it could not be learned in time.
+    pub name: Option<String>,
+    pub network: Option<String>,
+    /// The veth on the host now; none when gone.
+    pub host_interface: Option<String>,
+    pub host_ifindex: Option<u32>,
+    pub mac: Option<String>,
+    pub addresses: Vec<IpAddr>,
+    pub rx: Traffic,
+    pub tx: Traffic,
+    pub rates: Option<Rates>,
+    pub drops: Option<Drops>,
+}
+
+/// A container network. Directions are the bridge device's: `rx` is what the host receives from it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Network {
+    pub id: String,
+    pub name: String,
+    pub driver: String,
+    pub engine: String,
+    pub bridge: Option<String>,
+    pub internal: bool,
+    pub subnets: Vec<Subnet>,
+    /// Names of the containers on it, sorted.
+    pub containers: Vec<String>,
+    /// The bridge device's own traffic: what passes between the host and the network. Frames from one
+    /// container to another on the same network are not in it.
+    pub rx: Traffic,
+    pub tx: Traffic,
+    pub rates: Option<Rates>,
+    /// What its containers receive and send on it, added up (their side). Traffic between two of them
+    /// is in both sums.
+    pub containers_rx: Traffic,
+    pub containers_tx: Traffic,
+    pub containers_rates: Option<Rates>,
+}
+
+/// An attached interface of the host. Directions are the interface's own, as in `ip -s link`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Interface {
+    pub name: String,
+    pub ifindex: u32,
+    pub kind: InterfaceKind,
+    /// Name of the bridge that it is a port of.
+    pub bridge: Option<String>,
+    pub network: Option<String>,
+    /// Name of the container behind a veth.
+    pub container: Option<String>,
+    pub container_id: Option<String>,
+    pub rx: Traffic,
+    pub tx: Traffic,
+    pub baseline: Baseline,
+    pub drops: Option<Drops>,
+}
+
+/// What an interface had counted before netobs was attached: not observed, and known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Baseline {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    /// Packets (both directions) that passed while attaching: how far off the baseline may be.
+    pub uncertain_packets: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    pub rx_packets_per_second: f64,
+    pub rx_bits_per_second: f64,
+    pub tx_packets_per_second: f64,
+    pub tx_bits_per_second: f64,
+}
+
+/// Packets that the kernel counted as dropped or in error since netobs attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Drops {
+    pub rx_dropped: u64,
+    pub tx_dropped: u64,
+    pub rx_errors: u64,
+    pub tx_errors: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Compose {
+    pub project: String,
+    pub service: String,
+}
+
+/// A container's place on a network, as its engine says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    pub network: String,
+    pub network_id: String,
+    pub addresses: Vec<IpAddr>,
+    pub mac: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Subnet {
+    /// CIDR.
+    pub subnet: String,
+    pub gateway: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EngineStatus {
+    /// `docker`, `podman`, `proc`, `demo`.
+    pub name: String,
+    pub endpoint: String,
+    pub connected: bool,
+    pub version: Option<String>,
+    /// Why it is not connected, or what to do about it.
+    pub problem: Option<String>,
+}
+
+/// netobs on itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct AgentHealth {
+    /// `tcx` or `clsact`.
+    pub attach_mode: String,
+    pub attached_interfaces: usize,
+    /// Interfaces that should be observed and are not: name and reason.
+    pub unattached: Vec<(String, String)>,
+    /// Veths with a process behind them that belongs to no known container.
+    pub unattributed_interfaces: usize,
+    /// Feature and reason.
+    pub degraded: Vec<(String, String)>,
+    /// From netlink's message about an interface to both programs attached.
+    pub attach_latency: Latency,
+}
+
+/// Upper bounds (inclusive, microseconds) of [`Latency::buckets`]; the last bucket has no bound.
+pub const LATENCY_BOUNDS_US: [u64; 11] = [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
+
+/// A distribution of durations.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Latency {
+    /// Observations by [`LATENCY_BOUNDS_US`], not cumulative.
+    pub buckets: [u64; LATENCY_BOUNDS_US.len() + 1],
+    pub sum_us: u64,
+}
+
+impl Latency {
+    pub fn observe(&mut self, duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
+        self.buckets[bucket] += 1;
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
+}
+
+fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
+}
+
+impl Snapshot {
+    /// Of nothing, at `time`.
+    pub fn empty(time: SystemTime) -> Self {
+        Self {
+            version: SCHEMA_VERSION,
+            time,
+            interval_seconds: None,
+            containers: Vec::new(),
+            networks: Vec::new(),
+            interfaces: Vec::new(),
+            engines: Vec::new(),
+            agent: AgentHealth::default(),
+        }
+    }
+}

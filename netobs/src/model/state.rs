@@ -1,0 +1,407 @@
+//! Everything that is known now: updates go in, snapshots come out.
+//!
+//! Bounds: interfaces by what can be attached (`--max-interfaces`) plus those that ended within the grace
+//! period; containers and networks by what the engines have plus what ended within the grace period.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use netobs_common::Counters;
+
+use super::{
+    snapshot::{Baseline, Drops, EngineStatus, Latency, Rates},
+    traffic::Traffic,
+    update::{
+        ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind,
+        KernelStats, Namespace, NetworkInfo, Sample, Update,
+    },
+};
+
+/// Engine name of what was found by `/proc` alone; any engine knows better.
+pub const PROC: &str = "proc";
+
+/// How long what has ended is still shown.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
+
+#[derive(Debug)]
+pub struct State {
+    pub(super) grace: Duration,
+    pub(super) attach_mode: String,
+    pub(super) interfaces: BTreeMap<InterfaceKey, InterfaceEntry>,
+    pub(super) containers: BTreeMap<String, ContainerEntry>,
+    /// By engine and ID.
+    pub(super) networks: BTreeMap<(String, String), NetworkInfo>,
+    pub(super) engines: BTreeMap<String, EngineStatus>,
+    /// Engines that have told all their containers since they were connected.
+    listed: BTreeSet<String>,
+    /// By ifindex: name and reason.
+    pub(super) unattached: BTreeMap<u32, (String, String)>,
+    pub(super) degraded: BTreeMap<&'static str, String>,
+    pub(super) attach_latency: Latency,
+    pub(super) last_sample: Option<Instant>,
+    pub(super) interval: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(super) struct InterfaceEntry {
+    pub info: InterfaceInfo,
+    pub baseline: Baseline,
+    /// At attach; what came after is netobs's to explain.
+    pub kernel_start: KernelStats,
+    pub kernel: Option<KernelStats>,
+    pub ingress: Traffic,
+    pub egress: Traffic,
+    sampled: Option<Instant>,
+    pub rates: Option<Rates>,
+    pub owner: Option<Owner>,
+    /// Last network that it was seen on: a veth loses its bridge a moment before it goes.
+    pub network: Option<String>,
+    pub ended: Option<Instant>,
+}
+
+/// The container behind a veth, and the end that it has.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub container: String,
+    pub inner: InnerLink,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ContainerEntry {
+    pub info: ContainerInfo,
+    pub namespace: Option<Namespace>,
+    /// What interfaces that are gone have counted, by name inside and network.
+    pub retired: BTreeMap<(String, Option<String>), Retired>,
+    /// It was seen alive by this run; one that had exited before is not shown.
+    pub lived: bool,
+    pub ended: Option<Instant>,
+}
+
+/// The container's side: `rx` is what it received.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Retired {
+    pub rx: Traffic,
+    pub tx: Traffic,
+    pub drops: Option<Drops>,
+    pub mac: Option<String>,
+    pub addresses: Vec<IpAddr>,
+}
+
+impl State {
+    /// `attach_mode` is only passed on to snapshots.
+    pub fn new(attach_mode: impl Into<String>, grace: Duration) -> Self {
+        Self {
+            grace,
+            attach_mode: attach_mode.into(),
+            interfaces: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            engines: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            unattached: BTreeMap::new(),
+            degraded: BTreeMap::new(),
+            attach_latency: Latency::default(),
+            last_sample: None,
+            interval: None,
+        }
+    }
+
+    pub fn apply(&mut self, update: Update, now: Instant) {
+        match update {
+            Update::Attached { interface, baseline, kernel, latency } => {
+                self.unattached.remove(&interface.ifindex);
+                self.attach_latency.observe(latency);
+                self.interfaces.insert(interface.key, InterfaceEntry::new(interface, baseline, kernel));
+                self.refresh_networks();
+            }
+            Update::Vanished { ifindex } => {
+                self.unattached.remove(&ifindex);
+            }
+            Update::Changed(info) => {
+                if let Some(entry) = self.interfaces.get_mut(&info.key) {
+                    entry.info = info;
+                }
+                self.refresh_networks();
+            }
+            Update::Detached(sample) => self.detached(&sample, now),
+            Update::AttachFailed { name, ifindex, reason } => {
+                self.unattached.insert(ifindex, (name, reason));
+            }
+            Update::Samples(samples) => {
+                for sample in &samples {
+                    if let Some(entry) = self.interfaces.get_mut(&sample.key) {
+                        entry.sample(sample, now);
+                    }
+                }
+                self.interval = self.last_sample.replace(now).map(|last| now.duration_since(last));
+            }
+            Update::Engine(status) => {
+                self.engines.insert(status.name.clone(), status);
+            }
+            Update::Containers { engine, containers } => self.all_containers(&engine, containers, now),
+            Update::Container(info) => self.container(info, now),
+            Update::Renamed { id, name } => {
+                if let Some(entry) = self.containers.get_mut(&id) {
+                    entry.info.name = name;
+                }
+            }
+            Update::Removed { id } => {
+                if let Some(entry) = self.containers.get_mut(&id) {
+                    entry.removed(now);
+                }
+            }
+            Update::Namespace { id, namespace } => self.namespace(&id, namespace),
+            Update::Networks { engine, networks } => {
+                self.networks.retain(|(of, _), _| *of != engine);
+                for network in networks {
+                    self.networks.insert((engine.clone(), network.id.clone()), network);
+                }
+                self.refresh_networks();
+            }
+            Update::Degraded { feature, why } => {
+                self.degraded.insert(feature, why);
+            }
+        }
+    }
+
+    /// Forgets what ended longer than the grace period ago.
+    pub fn expire(&mut self, now: Instant) {
+        let grace = self.grace;
+        let over = |ended: Option<Instant>| ended.is_some_and(|at| now.duration_since(at) >= grace);
+        self.interfaces.retain(|_, entry| !over(entry.ended));
+        self.containers.retain(|_, entry| {
+            // One that still exists may be started again, and its counters go on then.
+            !(entry.info.state == ContainerState::Removed && over(entry.ended))
+        });
+    }
+
+    /// Namespaces (as the host numbers them) that attached veths lead to and of which no container is
+    /// known.
+    pub fn unbound_namespaces(&self) -> BTreeSet<i32> {
+        self.interfaces
+            .values()
+            .filter(|entry| entry.owner.is_none() && entry.ended.is_none())
+            .filter_map(|entry| entry.info.peer_nsid)
+            .collect()
+    }
+
+    /// First processes of the containers that run, with their IDs. Members of another container's
+    /// namespace are not among them: interfaces belong to the namespace's owner.
+    pub fn processes(&self) -> Vec<(String, u32)> {
+        self.containers
+            .iter()
+            .filter(|(_, entry)| !shares_namespace(&entry.info))
+            .filter_map(|(id, entry)| Some((id.clone(), entry.info.pid?)))
+            .collect()
+    }
+
+    /// First processes of the containers that one engine told of.
+    pub fn processes_of(&self, engine: &str) -> Vec<(String, u32)> {
+        self.containers
+            .iter()
+            .filter(|(_, entry)| entry.info.engine == engine)
+            .filter_map(|(id, entry)| Some((id.clone(), entry.info.pid?)))
+            .collect()
+    }
+
+    /// Whether a container's namespace has not been looked at since its process started.
+    pub fn wants_namespace(&self, id: &str) -> bool {
+        self.containers.get(id).is_some_and(|entry| entry.namespace.is_none() && entry.info.pid.is_some())
+    }
+
+    /// Whether each of these engines has told its containers, or why it cannot.
+    pub fn settled(&self, engines: &[String]) -> bool {
+        engines.iter().all(|name| {
+            self.listed.contains(name) || self.engines.get(name).is_some_and(|status| !status.connected)
+        })
+    }
+
+    pub fn knows_container(&self, id: &str) -> bool {
+        self.containers.contains_key(id)
+    }
+
+    fn detached(&mut self, sample: &Sample, now: Instant) {
+        let Some(mut entry) = self.interfaces.remove(&sample.key) else { return };
+        entry.sample(sample, now);
+        entry.rates = None;
+        entry.ended = Some(now);
+        if let Some(owner) = &entry.owner
+            && let Some(container) = self.containers.get_mut(&owner.container)
+        {
+            container.retire(&entry, owner);
+        } else {
+            // Its container may yet become known.
+            self.interfaces.insert(sample.key, entry);
+        }
+    }
+
+    fn all_containers(&mut self, engine: &str, containers: Vec<ContainerInfo>, now: Instant) {
+        let listed: BTreeSet<String> = containers.iter().map(|info| info.id.clone()).collect();
+        for (id, entry) in &mut self.containers {
+            if entry.info.engine == engine && !listed.contains(id) {
+                entry.removed(now);
+            }
+        }
+        for info in containers {
+            self.container(info, now);
+        }
+        self.listed.insert(engine.to_owned());
+    }
+
+    fn container(&mut self, info: ContainerInfo, now: Instant) {
+        if info.engine == PROC
+            && let Some(known) = self.containers.get(&info.id)
+            && known.info.engine != PROC
+        {
+            return;
+        }
+        let entry = self.containers.entry(info.id.clone()).or_default();
+        if entry.info.pid != info.pid {
+            entry.namespace = None;
+        }
+        if is_live(&info) {
+            entry.lived = true;
+            entry.ended = None;
+        } else if entry.ended.is_none() && entry.lived {
+            entry.ended = Some(now);
+        }
+        // What an engine says after the end has no endpoints any more; what it was on is still of use.
+        let endpoints = std::mem::take(&mut entry.info.endpoints);
+        entry.info = info;
+        if !is_live(&entry.info) && entry.info.endpoints.iter().all(|endpoint| endpoint.addresses.is_empty()) {
+            entry.info.endpoints = endpoints;
+        }
+    }
+
+    fn namespace(&mut self, id: &str, namespace: Namespace) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if shares_namespace(&container.info) {
+            container.namespace = Some(namespace);
+            return;
+        }
+        container.lived = true;
+        for entry in self.interfaces.values_mut().filter(|entry| entry.ended.is_none()) {
+            if entry.info.peer_nsid.is_none() || entry.info.peer_nsid != namespace.nsid {
+                continue;
+            }
+            let ours = entry.owner.as_ref().is_none_or(|owner| owner.container == id);
+            let inner = namespace.links.iter().find(|link| Some(link.ifindex) == entry.info.peer_ifindex);
+            if let (true, Some(inner)) = (ours, inner) {
+                entry.owner = Some(Owner { container: id.to_owned(), inner: inner.clone() });
+            }
+        }
+        container.namespace = Some(namespace);
+    }
+
+    /// Finds the network of each port by its bridge, as far as there is a bridge and it is known.
+    fn refresh_networks(&mut self) {
+        let bridges: BTreeMap<u32, String> = self
+            .interfaces
+            .values()
+            .filter(|entry| entry.info.kind == InterfaceKind::Bridge && entry.ended.is_none())
+            .map(|entry| (entry.info.ifindex, entry.info.name.clone()))
+            .collect();
+        let names: BTreeMap<&str, &str> = self
+            .networks
+            .values()
+            .filter_map(|network| Some((network.bridge.as_deref()?, network.name.as_str())))
+            .collect();
+        for entry in self.interfaces.values_mut().filter(|entry| entry.ended.is_none()) {
+            let bridge = match entry.info.kind {
+                InterfaceKind::Bridge => Some(&entry.info.name),
+                InterfaceKind::Veth => entry.info.master.and_then(|master| bridges.get(&master)),
+            };
+            if let Some(bridge) = bridge {
+                let name = names.get(bridge.as_str()).copied().unwrap_or(bridge);
+                entry.network = Some(name.to_owned());
+            }
+        }
+    }
+}
+
+pub(super) fn is_live(info: &ContainerInfo) -> bool {
+    matches!(info.state, ContainerState::Running | ContainerState::Paused | ContainerState::Restarting)
+        || (info.state == ContainerState::Unknown && info.pid.is_some())
+}
+
+pub(super) fn shares_namespace(info: &ContainerInfo) -> bool {
+    info.network_mode.starts_with("container:")
+}
+
+impl InterfaceEntry {
+    fn new(info: InterfaceInfo, baseline: Baseline, kernel: KernelStats) -> Self {
+        Self {
+            info,
+            baseline,
+            kernel_start: kernel,
+            kernel: None,
+            ingress: Traffic::default(),
+            egress: Traffic::default(),
+            sampled: None,
+            rates: None,
+            owner: None,
+            network: None,
+            ended: None,
+        }
+    }
+
+    fn sample(&mut self, sample: &Sample, now: Instant) {
+        let (ingress, egress) = (traffic(&sample.ingress), traffic(&sample.egress));
+        if let Some(elapsed) = self.sampled.map(|last| now.duration_since(last).as_secs_f64())
+            && elapsed > 0.0
+        {
+            let per_second = |new: u64, old: u64| new.saturating_sub(old) as f64 / elapsed;
+            self.rates = Some(Rates {
+                rx_packets_per_second: per_second(ingress.packets, self.ingress.packets),
+                rx_bits_per_second: 8.0 * per_second(ingress.bytes, self.ingress.bytes),
+                tx_packets_per_second: per_second(egress.packets, self.egress.packets),
+                tx_bits_per_second: 8.0 * per_second(egress.bytes, self.egress.bytes),
+            });
+        }
+        self.sampled = Some(now);
+        self.ingress = ingress;
+        self.egress = egress;
+        if sample.kernel.is_some() {
+            self.kernel = sample.kernel;
+        }
+    }
+
+    /// Since attach, in the interface's own directions.
+    pub fn drops(&self) -> Option<Drops> {
+        let (kernel, start) = (self.kernel?, self.kernel_start);
+        Some(Drops {
+            rx_dropped: kernel.rx_dropped.saturating_sub(start.rx_dropped),
+            tx_dropped: kernel.tx_dropped.saturating_sub(start.tx_dropped),
+            rx_errors: kernel.rx_errors.saturating_sub(start.rx_errors),
+            tx_errors: kernel.tx_errors.saturating_sub(start.tx_errors),
+        })
+    }
+}
+
+fn traffic(counters: &Counters) -> Traffic {
+    Traffic::from(counters)
+}
+
+impl ContainerEntry {
+    fn removed(&mut self, now: Instant) {
+        self.info.state = ContainerState::Removed;
+        self.info.pid = None;
+        self.ended.get_or_insert(now);
+    }
+
+    /// Takes over the totals of an interface of it that is gone.
+    fn retire(&mut self, entry: &InterfaceEntry, owner: &Owner) {
+        let key = (owner.inner.name.clone(), entry.network.clone());
+        let retired = self.retired.entry(key).or_default();
+        retired.rx += &entry.egress;
+        retired.tx += &entry.ingress;
+        if let Some(drops) = entry.drops() {
+            retired.drops = Some(retired.drops.unwrap_or_default() + drops.swapped());
+        }
+        retired.mac = Some(owner.inner.mac.clone());
+        retired.addresses.clone_from(&owner.inner.addresses);
+    }
+}

@@ -1,0 +1,218 @@
+//! One direction of one interface, container or network, added up over CPUs and taken apart by kind.
+
+use netobs_common::{Counters, SIZE_BUCKETS, class, l4};
+use serde::Serialize;
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// By what the Ethernet header announces. A tagged frame is `vlan`, whatever is in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByEthertype {
+    pub ipv4: Count,
+    pub ipv6: Count,
+    pub arp: Count,
+    pub vlan: Count,
+    pub other: Count,
+}
+
+/// By destination MAC address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByCast {
+    pub unicast: Count,
+    pub multicast: Count,
+    pub broadcast: Count,
+}
+
+/// By L4 protocol, of IPv4 and IPv6 packets, tagged or not. Frames that are not IP are in none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByProtocol {
+    pub tcp: Count,
+    pub udp: Count,
+    pub icmp: Count,
+    pub icmpv6: Count,
+    pub sctp: Count,
+    pub other: Count,
+}
+
+/// Stack packets whose TCP header has the flag; one packet may have several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TcpFlags {
+    pub syn: u64,
+    pub fin: u64,
+    pub rst: u64,
+}
+
+/// One direction. Bytes are whole frames with the Ethernet header, without FCS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// As the stack counts: a super-packet (GSO, GRO) is one packet.
+    pub packets: u64,
+    pub bytes: u64,
+    /// As on a wire: super-packets unfolded into segments, each with its headers.
+    pub wire_packets: u64,
+    pub wire_bytes: u64,
+    pub ethertype: ByEthertype,
+    pub cast: ByCast,
+    pub protocol: ByProtocol,
+    pub tcp_flags: TcpFlags,
+    /// Wire packets by size; bounds are [`netobs_common::SIZE_BOUNDS`], the last bucket has none.
+    pub size: [u64; SIZE_BUCKETS],
+    /// Frames that ended inside a header that was needed to classify them; they are counted above too.
+    pub truncated: u64,
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+impl std::iter::Sum for Count {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |mut sum, count| {
+            sum += count;
+            sum
+        })
+    }
+}
+
+impl From<netobs_common::Count> for Count {
+    fn from(count: netobs_common::Count) -> Self {
+        Self { packets: count.packets, bytes: count.bytes }
+    }
+}
+
+impl From<&Counters> for Traffic {
+    fn from(raw: &Counters) -> Self {
+        let at = |index: u32| Count::from(raw.class[index as usize]);
+        let block = |base: u32| (base..base + l4::COUNT).map(at).sum::<Count>();
+        let protocol =
+            |l4: u32| [class::IPV4, class::IPV6, class::VLAN].map(|base| at(base + l4)).into_iter().sum();
+        let mut vlan = block(class::VLAN);
+        vlan += at(class::VLAN_NOT_IP);
+        let ethertype = ByEthertype {
+            ipv4: block(class::IPV4),
+            ipv6: block(class::IPV6),
+            arp: at(class::ARP),
+            vlan,
+            other: at(class::OTHER),
+        };
+        let all: Count = raw.class.iter().copied().map(Count::from).sum();
+        let (multicast, broadcast) = (Count::from(raw.multicast), Count::from(raw.broadcast));
+        // Read while the kernel counts, the parts may be a packet ahead of the whole.
+        let unicast = Count {
+            packets: all.packets.saturating_sub(multicast.packets + broadcast.packets),
+            bytes: all.bytes.saturating_sub(multicast.bytes + broadcast.bytes),
+        };
+        Self {
+            packets: all.packets,
+            bytes: all.bytes,
+            wire_packets: all.packets + raw.unfolded.packets,
+            wire_bytes: all.bytes + raw.unfolded.bytes,
+            ethertype,
+            cast: ByCast { unicast, multicast, broadcast },
+            protocol: ByProtocol {
+                tcp: protocol(l4::TCP),
+                udp: protocol(l4::UDP),
+                icmp: protocol(l4::ICMP),
+                icmpv6: protocol(l4::ICMPV6),
+                sctp: protocol(l4::SCTP),
+                other: protocol(l4::OTHER),
+            },
+            tcp_flags: TcpFlags { syn: raw.tcp_syn, fin: raw.tcp_fin, rst: raw.tcp_rst },
+            size: raw.size,
+            truncated: raw.truncated,
+        }
+    }
+}
+
+impl std::ops::AddAssign<&Traffic> for Traffic {
+    fn add_assign(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.wire_packets += other.wire_packets;
+        self.wire_bytes += other.wire_bytes;
+        for (sum, (_, count)) in self.ethertype.each_mut().into_iter().zip(other.ethertype.each()) {
+            *sum += count;
+        }
+        for (sum, (_, count)) in self.cast.each_mut().into_iter().zip(other.cast.each()) {
+            *sum += count;
+        }
+        for (sum, (_, count)) in self.protocol.each_mut().into_iter().zip(other.protocol.each()) {
+            *sum += count;
+        }
+        self.tcp_flags.syn += other.tcp_flags.syn;
+        self.tcp_flags.fin += other.tcp_flags.fin;
+        self.tcp_flags.rst += other.tcp_flags.rst;
+        for (sum, count) in self.size.iter_mut().zip(other.size) {
+            *sum += count;
+        }
+        self.truncated += other.truncated;
+    }
+}
+
+impl ByEthertype {
+    /// The parts with the names that outputs use.
+    pub fn each(&self) -> [(&'static str, Count); 5] {
+        [
+            ("ipv4", self.ipv4),
+            ("ipv6", self.ipv6),
+            ("arp", self.arp),
+            ("vlan", self.vlan),
+            ("other", self.other),
+        ]
+    }
+
+    fn each_mut(&mut self) -> [&mut Count; 5] {
+        [&mut self.ipv4, &mut self.ipv6, &mut self.arp, &mut self.vlan, &mut self.other]
+    }
+}
+
+impl ByCast {
+    /// The parts with the names that outputs use.
+    pub fn each(&self) -> [(&'static str, Count); 3] {
+        [("unicast", self.unicast), ("multicast", self.multicast), ("broadcast", self.broadcast)]
+    }
+
+    fn each_mut(&mut self) -> [&mut Count; 3] {
+        [&mut self.unicast, &mut self.multicast, &mut self.broadcast]
+    }
+}
+
+impl ByProtocol {
+    /// The parts with the names that outputs use.
+    pub fn each(&self) -> [(&'static str, Count); 6] {
+        [
+            ("tcp", self.tcp),
+            ("udp", self.udp),
+            ("icmp", self.icmp),
+            ("icmpv6", self.icmpv6),
+            ("sctp", self.sctp),
+            ("other", self.other),
+        ]
+    }
+
+    fn each_mut(&mut self) -> [&mut Count; 6] {
+        [
+            &mut self.tcp,
+            &mut self.udp,
+            &mut self.icmp,
+            &mut self.icmpv6,
+            &mut self.sctp,
+            &mut self.other,
+        ]
+    }
+}
+
+impl TcpFlags {
+    /// The parts with the names that outputs use.
+    pub fn each(&self) -> [(&'static str, u64); 3] {
+        [("syn", self.syn), ("fin", self.fin), ("rst", self.rst)]
+    }
+}

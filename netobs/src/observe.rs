@@ -1,0 +1,62 @@
+//! From the command line's options to a running [`Agent`].
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::{
+    agent::{Agent, Config},
+    cli::ObserveArgs,
+    demo::World,
+    discovery::engine::{self, EngineTask},
+    privileges,
+};
+
+/// A runtime of one thread: the work is little and mostly waiting.
+///
+/// # Errors
+/// When the process is out of descriptors.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")
+}
+
+/// Starts observing. Inside a runtime.
+///
+/// # Errors
+/// Without the privileges, or when the kernel refuses the programs.
+pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
+    privileges::require()?;
+    let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
+    let known = demo.unwrap_or_default();
+    let agent = Agent::start(Config {
+        max_interfaces: args.max_interfaces,
+        mode: args.attach,
+        grace: args.grace,
+        engines,
+        proc_root: PathBuf::from("/proc"),
+        known: (known.containers, known.networks),
+    })?;
+    Ok(agent)
+}
+
+/// The engines named, or else the usual ones.
+///
+/// # Errors
+/// For an address that is not a local socket.
+pub fn engines(named: &[String]) -> anyhow::Result<Vec<EngineTask>> {
+    if named.is_empty() {
+        return Ok(engine::default_sockets());
+    }
+    named
+        .iter()
+        .map(|address| {
+            let path = address.strip_prefix("unix://").unwrap_or(address);
+            anyhow::ensure!(
+                path.starts_with('/'),
+                "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
+            );
+            let name = if path.contains("podman") { "podman" } else { "docker" };
+            Ok(EngineTask { name: name.to_owned(), socket: PathBuf::from(path) })
+        })
+        .collect()
+}

@@ -1,0 +1,99 @@
+//! One row per container and snapshot, in the columns of [`COLUMNS`]; directions are the container's.
+
+use std::{io::Write, time::SystemTime};
+
+use crate::model::{Container, Drops, Rates, Snapshot};
+
+type Cell = fn(&Snapshot, &Container) -> String;
+
+/// Name and content of each column. Only ever appended to. What is not known is empty.
+const COLUMNS: &[(&str, Cell)] = &[
+    // Seconds since the epoch, as in JSON.
+    ("time", |snapshot, _| seconds(snapshot.time)),
+    ("id", |_, container| container.id.clone()),
+    ("name", |_, container| container.name.clone()),
+    ("image", |_, container| container.image.clone().unwrap_or_default()),
+    ("state", |_, container| container.state.to_string()),
+    ("project", |_, c| c.compose.as_ref().map(|compose| compose.project.clone()).unwrap_or_default()),
+    ("service", |_, c| c.compose.as_ref().map(|compose| compose.service.clone()).unwrap_or_default()),
+    ("networks", |_, container| container.networks.join(";")),
+    ("rx_packets", |_, container| container.rx.packets.to_string()),
+    ("rx_bytes", |_, container| container.rx.bytes.to_string()),
+    ("tx_packets", |_, container| container.tx.packets.to_string()),
+    ("tx_bytes", |_, container| container.tx.bytes.to_string()),
+    ("rx_wire_packets", |_, container| container.rx.wire_packets.to_string()),
+    ("rx_wire_bytes", |_, container| container.rx.wire_bytes.to_string()),
+    ("tx_wire_packets", |_, container| container.tx.wire_packets.to_string()),
+    ("tx_wire_bytes", |_, container| container.tx.wire_bytes.to_string()),
+    ("rx_tcp_packets", |_, container| container.rx.protocol.tcp.packets.to_string()),
+    ("rx_udp_packets", |_, container| container.rx.protocol.udp.packets.to_string()),
+    ("tx_tcp_packets", |_, container| container.tx.protocol.tcp.packets.to_string()),
+    ("tx_udp_packets", |_, container| container.tx.protocol.udp.packets.to_string()),
+    ("rx_dropped", |_, container| dropped(container, |drops| drops.rx_dropped)),
+    ("tx_dropped", |_, container| dropped(container, |drops| drops.tx_dropped)),
+    ("rx_errors", |_, container| dropped(container, |drops| drops.rx_errors)),
+    ("tx_errors", |_, container| dropped(container, |drops| drops.tx_errors)),
+    // Bits per second.
+    ("rx_bps", |_, container| rate(container, |rates| rates.rx_bits_per_second)),
+    ("tx_bps", |_, container| rate(container, |rates| rates.tx_bits_per_second)),
+    // Packets per second.
+    ("rx_pps", |_, container| rate(container, |rates| rates.rx_packets_per_second)),
+    ("tx_pps", |_, container| rate(container, |rates| rates.tx_packets_per_second)),
+    ("unobserved", |_, container| container.unobserved.clone().unwrap_or_default()),
+];
+
+pub fn write_header(to: &mut impl Write) -> Result<(), csv::Error> {
+    let mut writer = csv::Writer::from_writer(to);
+    writer.write_record(COLUMNS.iter().map(|(name, _)| name))?;
+    Ok(writer.flush()?)
+}
+
+pub fn write_rows(to: &mut impl Write, snapshot: &Snapshot) -> Result<(), csv::Error> {
+    let mut writer = csv::Writer::from_writer(to);
+    for container in &snapshot.containers {
+        writer.write_record(COLUMNS.iter().map(|(_, cell)| cell(snapshot, container)))?;
+    }
+    Ok(writer.flush()?)
+}
+
+fn seconds(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:03}", since.as_secs(), since.subsec_millis())
+}
+
+fn rate(container: &Container, of: fn(&Rates) -> f64) -> String {
+    container.rates.as_ref().map(|rates| format!("{:.1}", of(rates))).unwrap_or_default()
+}
+
+fn dropped(container: &Container, of: fn(&Drops) -> u64) -> String {
+    container.drops.as_ref().map(|drops| of(drops).to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::fixture;
+
+    #[test]
+    fn rows_read_back_under_their_header() {
+        let mut text = Vec::new();
+        write_header(&mut text).expect("header");
+        write_rows(&mut text, &fixture::snapshot()).expect("rows");
+        let mut reader = csv::Reader::from_reader(text.as_slice());
+        let header = reader.headers().expect("header").clone();
+        let column = |name: &str| header.iter().position(|column| column == name).expect("column");
+        let rows: Vec<_> = reader.records().map(|row| row.expect("row")).collect();
+        assert_eq!(rows.len(), 5);
+        let cell = |row: usize, name: &str| rows[row][column(name)].to_owned();
+        assert_eq!(cell(0, "time"), "1700000000.250");
+        assert_eq!(cell(0, "name"), "db");
+        assert_eq!(cell(0, "rx_packets"), "11000");
+        assert_eq!(cell(0, "rx_wire_packets"), "14000");
+        assert_eq!(cell(0, "tx_tcp_packets"), "16000");
+        assert_eq!(cell(0, "rx_bps"), "5000000.0");
+        assert_eq!(cell(1, "name"), fixture::HOSTILE);
+        assert_eq!((cell(2, "rx_bps"), cell(2, "rx_dropped")), (String::new(), String::new()));
+        assert_eq!(cell(2, "unobserved"), "host networking");
+        assert_eq!(cell(3, "tx_bps"), "");
+    }
+}

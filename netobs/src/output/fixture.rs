@@ -1,0 +1,190 @@
+//! A small world for the tests of outputs: a bit of everything that a snapshot can hold.
+
+use std::time::{Duration, SystemTime};
+
+use netobs_common::{Count, Counters, class, l4};
+
+use crate::model::{
+    AgentHealth, Baseline, Compose, Container, ContainerState, Drops, Endpoint, EngineStatus, Interface,
+    InterfaceKind, Latency, Network, Rates, Snapshot, Subnet, Traffic, snapshot::ContainerInterface,
+};
+
+/// A name that tries everything: terminal escapes, a new line, quotes, bidi, and what CSV cares for.
+pub const HOSTILE: &str = "evil\x1b[2J\u{202e}\n\"q\",\\end";
+
+pub fn id(digit: char) -> String {
+    digit.to_string().repeat(64)
+}
+
+/// TCP, UDP over IPv6, ARP and a broadcast, all times `n`; every eighth TCP packet a super-packet.
+pub fn traffic(n: u64) -> Traffic {
+    let mut raw = Counters::ZERO;
+    let count = |packets, bytes| Count { packets, bytes };
+    raw.class[(class::IPV4 + l4::TCP) as usize] = count(8 * n, 8 * 1000 * n);
+    raw.class[(class::IPV6 + l4::UDP) as usize] = count(2 * n, 2 * 100 * n);
+    raw.class[class::ARP as usize] = count(n, 42 * n);
+    raw.unfolded = count(3 * n, 3 * 54 * n);
+    raw.broadcast = count(n, 42 * n);
+    raw.tcp_syn = n;
+    raw.size[0] = n;
+    raw.size[1] = 2 * n;
+    raw.size[4] = 8 * n;
+    raw.size[8] = 3 * n;
+    raw.truncated = n / 10;
+    Traffic::from(&raw)
+}
+
+pub fn rates(scale: f64) -> Rates {
+    Rates {
+        rx_packets_per_second: 100.0 * scale,
+        rx_bits_per_second: 1_250_000.0 * scale,
+        tx_packets_per_second: 50.0 * scale,
+        tx_bits_per_second: 20_000.0 * scale,
+    }
+}
+
+/// A running container with one interface on `network` and traffic of size `n`.
+pub fn container(digit: char, name: &str, network: &str, n: u64) -> Container {
+    let drops = Some(Drops { rx_dropped: 3, tx_dropped: 1, rx_errors: 0, tx_errors: 2 });
+    Container {
+        id: id(digit),
+        name: name.into(),
+        image: Some("nginx:1.27".into()),
+        state: ContainerState::Running,
+        engine: "docker".into(),
+        compose: Some(Compose { project: "shop".into(), service: "web".into() }),
+        network_mode: Some(network.into()),
+        networks: vec![network.into()],
+        endpoints: vec![Endpoint {
+            network: network.into(),
+            network_id: id('e'),
+            addresses: vec!["172.18.0.2".parse().expect("address")],
+            mac: Some("02:42:ac:12:00:02".into()),
+        }],
+        interfaces: vec![ContainerInterface {
+            name: Some("eth0".into()),
+            network: Some(network.into()),
+            host_interface: Some(format!("veth{digit}")),
+            host_ifindex: Some(17),
+            mac: Some("02:42:ac:12:00:02".into()),
+            addresses: vec!["172.18.0.2".parse().expect("address"), "fd00::2".parse().expect("address")],
+            rx: traffic(n),
+            tx: traffic(2 * n),
+            rates: Some(rates(1.0)),
+            drops,
+        }],
+        rx: traffic(n),
+        tx: traffic(2 * n),
+        rates: Some(rates(1.0)),
+        drops,
+        ..Container::default()
+    }
+}
+
+pub fn snapshot() -> Snapshot {
+    let mut ended = container('d', "job", "shop_default", 7);
+    ended.state = ContainerState::Exited;
+    ended.rates = None;
+    let mut host =
+        Container { id: id('b'), name: "host-net".into(), engine: "docker".into(), ..Container::default() };
+    host.network_mode = Some("host".into());
+    host.unobserved = Some("host networking".into());
+    let mut database = container('c', "db", "shop_default", 1000);
+    database.rates = Some(rates(4.0));
+    database.compose = Some(Compose { project: "shop".into(), service: "db".into() });
+    // Two interfaces whose names could not be learned: one series, added up.
+    let mut unknown = database.interfaces[0].clone();
+    unknown.name = None;
+    unknown.host_interface = None;
+    database.interfaces = vec![database.interfaces[0].clone(), unknown.clone(), unknown];
+    let mut snapshot = Snapshot::empty(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250));
+    snapshot.interval_seconds = Some(1.0);
+    snapshot.containers = vec![
+        database,
+        container('f', HOSTILE, "bridge", 1),
+        host,
+        ended,
+        container('a', "web-1", "shop_default", 100),
+    ];
+    snapshot.networks = vec![
+        Network {
+            id: id('9'),
+            name: "bridge".into(),
+            driver: "bridge".into(),
+            engine: "docker".into(),
+            bridge: Some("docker0".into()),
+            containers: vec![HOSTILE.into()],
+            ..Network::default()
+        },
+        Network {
+            id: id('e'),
+            name: "shop_default".into(),
+            driver: "bridge".into(),
+            engine: "docker".into(),
+            bridge: Some("br-eeeeeeeeeeee".into()),
+            internal: true,
+            subnets: vec![Subnet { subnet: "172.18.0.0/16".into(), gateway: Some("172.18.0.1".into()) }],
+            containers: vec!["db".into(), "web-1".into()],
+            rx: traffic(5),
+            tx: traffic(6),
+            rates: Some(rates(0.5)),
+            containers_rx: traffic(1100),
+            containers_tx: traffic(2200),
+            containers_rates: Some(rates(5.0)),
+        },
+    ];
+    let interface = |name: &str, ifindex, kind, owner: Option<(&str, char)>| Interface {
+        name: name.into(),
+        ifindex,
+        kind,
+        bridge: (kind == InterfaceKind::Veth).then(|| "br-eeeeeeeeeeee".into()),
+        network: owner.map(|_| "shop_default".into()),
+        container: owner.map(|(name, _)| name.into()),
+        container_id: owner.map(|(_, digit)| id(digit)),
+        rx: traffic(2),
+        tx: traffic(1),
+        baseline: Baseline {
+            rx_packets: 5,
+            rx_bytes: 600,
+            tx_packets: 7,
+            tx_bytes: 800,
+            uncertain_packets: 0,
+        },
+        drops: Some(Drops::default()),
+    };
+    let mut bridge = interface("br-eeeeeeeeeeee", 4, InterfaceKind::Bridge, None);
+    bridge.network = Some("shop_default".into());
+    snapshot.interfaces = vec![
+        bridge,
+        interface("vetha", 17, InterfaceKind::Veth, Some(("web-1", 'a'))),
+        interface("vethlost", 23, InterfaceKind::Veth, None),
+    ];
+    snapshot.engines = vec![
+        EngineStatus {
+            name: "docker".into(),
+            endpoint: "unix:///var/run/docker.sock".into(),
+            connected: true,
+            version: Some("27.1.1".into()),
+            problem: None,
+        },
+        EngineStatus {
+            name: "podman".into(),
+            endpoint: "unix:///run/podman/podman.sock".into(),
+            connected: false,
+            version: None,
+            problem: Some("permission denied: add the user to its group".into()),
+        },
+    ];
+    snapshot.agent = AgentHealth {
+        attach_mode: "tcx".into(),
+        attached_interfaces: 3,
+        unattached: vec![("vethx".into(), "no such device".into())],
+        unattributed_interfaces: 1,
+        degraded: vec![("btf".into(), "no /sys/kernel/btf/vmlinux".into())],
+        attach_latency: Latency::default(),
+    };
+    for us in [80, 300, 400, 2_000_000] {
+        snapshot.agent.attach_latency.observe(Duration::from_micros(us));
+    }
+    snapshot
+}

@@ -1,0 +1,12 @@
+//! Views of a snapshot. Each is a function of a snapshot, or of a few in a row, and knows nothing else.
+
+pub mod csv;
+pub mod filter;
+#[cfg(test)]
+mod fixture;
+pub mod format;
+pub mod json;
+pub mod problems;
+pub mod prometheus;
+pub mod table;
+pub mod watch;

@@ -1,0 +1,247 @@
+//! Families about containers; directions are the container's, one series per interface inside.
+
+use std::io::Write;
+
+use netobs_common::SIZE_BOUNDS;
+use prometheus::{
+    Error,
+    proto::{Bucket, Histogram, Metric, MetricType},
+};
+
+use super::exposition::{Exposition, UNKNOWN, float, merge, metric, values, with_label};
+use crate::{
+    model::{Count, Drops, Snapshot, Traffic},
+    output::format::short_id,
+};
+
+const LABELS: [&str; 4] = ["container", "id", "interface", "network"];
+
+/// What is counted under one label set.
+#[derive(Clone)]
+struct Series {
+    rx: Traffic,
+    tx: Traffic,
+    drops: Option<Drops>,
+}
+
+/// Word in the metric's name, word in its help, and where the numbers are.
+struct Direction {
+    name: &'static str,
+    verb: &'static str,
+    of: fn(&Series) -> &Traffic,
+}
+
+const DIRECTIONS: [Direction; 2] = [
+    Direction { name: "receive", verb: "received", of: |series| &series.rx },
+    Direction { name: "transmit", verb: "sent", of: |series| &series.tx },
+];
+
+type TrafficField = (&'static str, &'static str, fn(&Traffic) -> u64);
+const FIELDS: [TrafficField; 5] = [
+    ("packets", "Packets {} by the container, as the network stack counts them", |t| t.packets),
+    ("bytes", "Bytes {} by the container, with Ethernet headers, as the network stack counts them", |t| {
+        t.bytes
+    }),
+    ("wire_packets", "Packets {} by the container as on a wire: super-packets unfolded", |t| t.wire_packets),
+    ("wire_bytes", "Bytes {} by the container as on a wire: each segment with its headers", |t| t.wire_bytes),
+    ("truncated_packets", "Packets {} by the container that ended inside a header that was needed", |t| {
+        t.truncated
+    }),
+];
+
+type DropsField = (&'static str, &'static str, fn(&Drops) -> u64);
+const DROPS: [DropsField; 4] = [
+    ("receive_packets_dropped", "Packets to the container that its interface dropped", |d| d.rx_dropped),
+    ("transmit_packets_dropped", "Packets from the container that its interface dropped", |d| d.tx_dropped),
+    ("receive_errors", "Errors of the container's interface on receiving", |d| d.rx_errors),
+    ("transmit_errors", "Errors of the container's interface on sending", |d| d.tx_errors),
+];
+
+pub fn write<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    let series = series(snapshot);
+    let mut metrics: Vec<Metric> = series.iter().map(|(labels, _)| metric(&LABELS, labels)).collect();
+    let series: Vec<Series> = series.into_iter().map(|(_, series)| series).collect();
+    for (field, help, value) in FIELDS {
+        for direction in &DIRECTIONS {
+            let name = format!("netobs_container_{}_{field}_total", direction.name);
+            let help = help.replace("{}", direction.verb);
+            out.counters(name, help, &mut metrics, |at| value((direction.of)(&series[at])))?;
+        }
+    }
+    write_drops(&metrics, &series, out)?;
+    write_breakdown("ethertype", "by EtherType", &metrics, &series, |t| t.ethertype.each(), out)?;
+    write_breakdown("cast", "by kind of destination MAC address", &metrics, &series, |t| t.cast.each(), out)?;
+    write_breakdown("protocol", "by L4 protocol", &metrics, &series, |t| t.protocol.each(), out)?;
+    write_flags(&metrics, &series, out)?;
+    write_sizes(&mut metrics, &series, out)?;
+    write_info(snapshot, out)
+}
+
+fn series(snapshot: &Snapshot) -> Vec<(Vec<String>, Series)> {
+    let each = snapshot.containers.iter().flat_map(|container| {
+        container.interfaces.iter().map(|interface| {
+            let name = interface.name.as_deref().unwrap_or(UNKNOWN);
+            let network = interface.network.as_deref().unwrap_or(UNKNOWN);
+            let labels = values([&container.name, short_id(&container.id), name, network]);
+            (labels, Series { rx: interface.rx, tx: interface.tx, drops: interface.drops })
+        })
+    });
+    merge(each, |sum, more| {
+        sum.rx += &more.rx;
+        sum.tx += &more.tx;
+        sum.drops = add_drops(sum.drops, more.drops);
+    })
+}
+
+/// What is known of either.
+pub fn add_drops(sum: Option<Drops>, more: Option<Drops>) -> Option<Drops> {
+    let (Some(sum), Some(more)) = (sum, more) else { return sum.or(more) };
+    Some(Drops {
+        rx_dropped: sum.rx_dropped + more.rx_dropped,
+        tx_dropped: sum.tx_dropped + more.tx_dropped,
+        rx_errors: sum.rx_errors + more.rx_errors,
+        tx_errors: sum.tx_errors + more.tx_errors,
+    })
+}
+
+fn write_drops<W: Write>(
+    metrics: &[Metric],
+    series: &[Series],
+    out: &mut Exposition<'_, W>,
+) -> Result<(), Error> {
+    let known =
+        metrics.iter().zip(series).filter_map(|(metric, series)| Some((metric.clone(), series.drops?)));
+    let (mut metrics, drops): (Vec<Metric>, Vec<Drops>) = known.unzip();
+    for (field, help, value) in DROPS {
+        let name = format!("netobs_container_{field}_total");
+        out.counters(name, help.into(), &mut metrics, |at| value(&drops[at]))?;
+    }
+    Ok(())
+}
+
+/// The parts of the traffic by one property. A part appears once it is not zero in either direction.
+fn write_breakdown<W: Write, const N: usize>(
+    property: &str,
+    help: &str,
+    metrics: &[Metric],
+    series: &[Series],
+    parts: fn(&Traffic) -> [(&'static str, Count); N],
+    out: &mut Exposition<'_, W>,
+) -> Result<(), Error> {
+    let mut labelled = Vec::new();
+    let mut counts = Vec::new();
+    for (metric, series) in metrics.iter().zip(series) {
+        for ((part, rx), (_, tx)) in parts(&series.rx).into_iter().zip(parts(&series.tx)) {
+            if rx.packets + tx.packets > 0 {
+                labelled.push(with_label(metric, property, part));
+                counts.push([rx, tx]);
+            }
+        }
+    }
+    for (at_direction, Direction { name, verb, .. }) in DIRECTIONS.iter().enumerate() {
+        let family = |unit| format!("netobs_container_{property}_{name}_{unit}_total");
+        let text = |unit| format!("{unit} {verb} by the container, {help}");
+        out.counters(family("packets"), text("Packets"), &mut labelled, |at| {
+            counts[at][at_direction].packets
+        })?;
+        out.counters(family("bytes"), text("Bytes"), &mut labelled, |at| counts[at][at_direction].bytes)?;
+    }
+    Ok(())
+}
+
+fn write_flags<W: Write>(
+    metrics: &[Metric],
+    series: &[Series],
+    out: &mut Exposition<'_, W>,
+) -> Result<(), Error> {
+    let mut labelled = Vec::new();
+    let mut counts = Vec::new();
+    for (metric, series) in metrics.iter().zip(series) {
+        for ((flag, rx), (_, tx)) in series.rx.tcp_flags.each().into_iter().zip(series.tx.tcp_flags.each()) {
+            if rx + tx > 0 {
+                labelled.push(with_label(metric, "flag", flag));
+                counts.push([rx, tx]);
+            }
+        }
+    }
+    for (at_direction, Direction { name, verb, .. }) in DIRECTIONS.iter().enumerate() {
+        let name = format!("netobs_container_tcp_flags_{name}_packets_total");
+        let help = format!("Packets {verb} by the container whose TCP header has the flag");
+        out.counters(name, help, &mut labelled, |at| counts[at][at_direction])?;
+    }
+    Ok(())
+}
+
+fn write_sizes<W: Write>(
+    metrics: &mut Vec<Metric>,
+    series: &[Series],
+    out: &mut Exposition<'_, W>,
+) -> Result<(), Error> {
+    for direction in &DIRECTIONS {
+        for (metric, series) in metrics.iter_mut().zip(series) {
+            metric.set_histogram(sizes((direction.of)(series)));
+        }
+        let name = format!("netobs_container_{}_packet_size_bytes", direction.name);
+        let help = format!("Sizes of the packets {} by the container, as on a wire", direction.verb);
+        out.family(name, help, MetricType::HISTOGRAM, metrics)?;
+    }
+    Ok(())
+}
+
+fn sizes(traffic: &Traffic) -> Histogram {
+    let mut below = 0;
+    let buckets = SIZE_BOUNDS.iter().zip(traffic.size).map(|(bound, packets)| {
+        below += packets;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(f64::from(*bound));
+        bucket.set_cumulative_count(below);
+        bucket
+    });
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    // Read while the kernel counts, a bucket may be ahead of the whole; the last must not be smaller.
+    histogram.set_sample_count(traffic.wire_packets.max(below));
+    histogram.set_sample_sum(float(traffic.wire_bytes));
+    histogram
+}
+
+fn write_info<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    let containers = snapshot.containers.iter().map(|container| {
+        let compose = container.compose.as_ref();
+        let labels = values([
+            short_id(&container.id),
+            &container.name,
+            container.image.as_deref().unwrap_or_default(),
+            &container.state.to_string(),
+            &container.engine,
+            compose.map(|compose| compose.project.as_str()).unwrap_or_default(),
+            compose.map(|compose| compose.service.as_str()).unwrap_or_default(),
+            container.network_mode.as_deref().unwrap_or_default(),
+        ]);
+        (labels, 1)
+    });
+    let labels =
+        ["id", "container", "image", "state", "engine", "compose_project", "compose_service", "network_mode"];
+    let help = "What is known of a container, for joins on id; always 1";
+    out.gauges("netobs_container_info", help, &labels, merge(containers, |_, _| ()))?;
+    let interfaces = snapshot.containers.iter().flat_map(|container| {
+        container.interfaces.iter().map(|interface| {
+            let addresses: Vec<_> = interface.addresses.iter().map(ToString::to_string).collect();
+            let labels = values([
+                short_id(&container.id),
+                &container.name,
+                interface.name.as_deref().unwrap_or(UNKNOWN),
+                interface.network.as_deref().unwrap_or(UNKNOWN),
+                interface.host_interface.as_deref().unwrap_or_default(),
+                &interface.host_ifindex.map(|ifindex| ifindex.to_string()).unwrap_or_default(),
+                interface.mac.as_deref().unwrap_or_default(),
+                &addresses.join(","),
+            ]);
+            (labels, 1)
+        })
+    });
+    let labels = ["id", "container", "interface", "network", "host_interface", "ifindex", "mac", "address"];
+    let help = "What is known of a container's interface, for joins on id and interface; always 1. \
+                ifindex is the host interface's; addresses are separated by commas";
+    out.gauges("netobs_interface_info", help, &labels, merge(interfaces, |_, _| ()))
+}

@@ -1,0 +1,152 @@
+//! Families to text, with the label sets of one family kept apart from each other.
+
+use std::{collections::HashMap, io::Write};
+
+use prometheus::{
+    Error, TextEncoder,
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use crate::output::format::visible;
+
+/// Value of a label whose content could not be learned; empty would be no label at all.
+pub const UNKNOWN: &str = "unknown";
+
+/// Where families go. `text` is kept from family to family for its capacity.
+pub struct Exposition<'a, W> {
+    to: &'a mut W,
+    text: String,
+}
+
+impl<'a, W: Write> Exposition<'a, W> {
+    pub fn new(to: &'a mut W) -> Self {
+        Self { to, text: String::new() }
+    }
+
+    /// Counters of which the labels are there already; they stay for the next family. None: no family.
+    pub fn counters(
+        &mut self,
+        name: String,
+        help: String,
+        metrics: &mut Vec<Metric>,
+        value: impl Fn(usize) -> u64,
+    ) -> Result<(), Error> {
+        for (at, metric) in metrics.iter_mut().enumerate() {
+            let mut counter = Counter::default();
+            counter.set_value(float(value(at)));
+            metric.set_counter(counter);
+        }
+        self.family(name, help, MetricType::COUNTER, metrics)
+    }
+
+    /// Gauges, each with its label values and its value.
+    pub fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        samples: impl IntoIterator<Item = (Vec<String>, u64)>,
+    ) -> Result<(), Error> {
+        let mut metrics = Vec::new();
+        for (values, value) in samples {
+            let mut metric = metric(labels, &values);
+            let mut gauge = Gauge::default();
+            gauge.set_value(float(value));
+            metric.set_gauge(gauge);
+            metrics.push(metric);
+        }
+        self.family(name.into(), help.into(), MetricType::GAUGE, &mut metrics)
+    }
+
+    /// Any kind; writes nothing without metrics, because there is no family without one.
+    pub fn family(
+        &mut self,
+        name: String,
+        help: String,
+        kind: MetricType,
+        metrics: &mut Vec<Metric>,
+    ) -> Result<(), Error> {
+        if metrics.is_empty() {
+            return Ok(());
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(name);
+        family.set_help(help);
+        family.set_field_type(kind);
+        family.set_metric(std::mem::take(metrics));
+        self.text.clear();
+        let families = [family];
+        let encoded = TextEncoder::new().encode_utf8(&families, &mut self.text);
+        let [mut family] = families;
+        *metrics = family.take_metric();
+        encoded?;
+        Ok(self.to.write_all(self.text.as_bytes())?)
+    }
+}
+
+/// Samples with equal label values become one, in the order in which they first came: Prometheus takes
+/// a second sample of a series for an error of the whole scrape.
+pub fn merge<V>(
+    samples: impl IntoIterator<Item = (Vec<String>, V)>,
+    add: impl Fn(&mut V, V),
+) -> Vec<(Vec<String>, V)> {
+    let mut places: HashMap<Vec<String>, usize> = HashMap::new();
+    let mut merged: Vec<(Vec<String>, V)> = Vec::new();
+    for (labels, value) in samples {
+        match places.get(&labels) {
+            Some(&place) => add(&mut merged[place].1, value),
+            None => {
+                places.insert(labels.clone(), merged.len());
+                merged.push((labels, value));
+            }
+        }
+    }
+    merged
+}
+
+/// Label values as they are written: what a name could do to a terminal or a page is made visible.
+pub fn values<const N: usize>(values: [&str; N]) -> Vec<String> {
+    values.map(|value| visible(value).into_owned()).into()
+}
+
+/// A metric with its labels written already, in one pair: the encoder puts a pair's name where it belongs
+/// without looking at it (documented at `prometheus::Encoder::encode`), and a scrape of a large host is
+/// mostly the writing of the same labels again and again.
+pub fn metric(labels: &[&str], values: &[String]) -> Metric {
+    let mut pairs = labels.iter().zip(values);
+    let Some((last, last_value)) = pairs.next_back() else { return Metric::default() };
+    let mut written = String::new();
+    for (label, value) in pairs {
+        written.push_str(label);
+        written.push_str("=\"");
+        // The format's escapes; line ends are gone already, by `visible`.
+        for character in value.chars() {
+            if matches!(character, '\\' | '"') {
+                written.push('\\');
+            }
+            written.push(character);
+        }
+        written.push_str("\",");
+    }
+    written.push_str(last);
+    Metric::from_label(vec![pair(written, last_value)])
+}
+
+/// `metric` with one label more.
+pub fn with_label(metric: &Metric, name: &str, value: &str) -> Metric {
+    let labels = metric.get_label().iter().cloned();
+    Metric::from_label(labels.chain([pair(name.to_owned(), value)]).collect())
+}
+
+fn pair(name: String, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name);
+    pair.set_value(value.to_owned());
+    pair
+}
+
+/// Prometheus knows no other number; exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "the format's own number type")]
+pub fn float(value: u64) -> f64 {
+    value as f64
+}

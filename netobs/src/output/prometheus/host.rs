@@ -1,0 +1,160 @@
+//! Families about networks, host interfaces and netobs itself; directions are the host's.
+
+use std::io::Write;
+
+use prometheus::{
+    Error,
+    proto::{Bucket, Histogram, Metric, MetricType},
+};
+
+use super::exposition::{Exposition, float, merge, metric, values};
+use crate::{
+    model::{Interface, InterfaceKind, Latency, Snapshot, Traffic, snapshot::LATENCY_BOUNDS_US},
+    output::format::short_id,
+};
+
+/// Receive, transmit.
+type Both = [Traffic; 2];
+const DIRECTIONS: [&str; 2] = ["receive", "transmit"];
+
+type Field = (&'static str, fn(&Traffic) -> u64);
+const STACK: [Field; 2] = [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
+const WIRE: [Field; 2] =
+    [("wire_packets", |traffic| traffic.wire_packets), ("wire_bytes", |traffic| traffic.wire_bytes)];
+
+pub fn write<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    write_networks(snapshot, out)?;
+    write_interfaces(snapshot, out)?;
+    write_unobserved(snapshot, out)?;
+    write_agent(snapshot, out)?;
+    write_attach_latency(&snapshot.agent.attach_latency, out)
+}
+
+fn write_networks<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    let networks = snapshot.networks.iter().filter_map(|network| {
+        let labels =
+            values([&network.name, short_id(&network.id), &network.driver, network.bridge.as_deref()?]);
+        Some((labels, [network.rx, network.tx]))
+    });
+    let labels = ["network", "network_id", "driver", "bridge"];
+    let helps = [
+        "that the host received from the network, by its bridge device; between containers not included",
+        "that the host sent into the network, by its bridge device; between containers not included",
+    ];
+    write_traffic("netobs_network", helps, &labels, networks, &[STACK, WIRE].concat(), out)
+}
+
+/// What is counted and belongs to no container or network, so that nothing observed is missing.
+fn write_interfaces<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    let orphans = snapshot.interfaces.iter().filter(|interface| match interface.kind {
+        InterfaceKind::Veth => interface.container_id.is_none(),
+        InterfaceKind::Bridge => interface.network.is_none(),
+    });
+    let orphans = orphans.map(|interface| {
+        let kind = match interface.kind {
+            InterfaceKind::Veth => "veth",
+            InterfaceKind::Bridge => "bridge",
+        };
+        (values([&interface.name, kind]), [interface.rx, interface.tx])
+    });
+    let helps = [
+        "received by a host interface of no known container or network; the interface's own direction",
+        "sent by a host interface of no known container or network; the interface's own direction",
+    ];
+    write_traffic("netobs_interface", helps, &["host_interface", "kind"], orphans, &STACK, out)
+}
+
+fn write_traffic<W: Write>(
+    prefix: &str,
+    helps: [&str; 2],
+    labels: &[&str],
+    samples: impl Iterator<Item = (Vec<String>, Both)>,
+    fields: &[Field],
+    out: &mut Exposition<'_, W>,
+) -> Result<(), Error> {
+    let samples = merge(samples, |sum, more| {
+        for (sum, more) in sum.iter_mut().zip(&more) {
+            *sum += more;
+        }
+    });
+    let mut metrics: Vec<Metric> = samples.iter().map(|(values, _)| metric(labels, values)).collect();
+    for (field, value) in fields {
+        for (at_direction, (direction, help)) in DIRECTIONS.into_iter().zip(helps).enumerate() {
+            let name = format!("{prefix}_{direction}_{field}_total");
+            let what = if field.ends_with("bytes") { "Bytes" } else { "Packets" };
+            let wire = if field.starts_with("wire") { ", as on a wire" } else { "" };
+            let help = format!("{what} {help}{wire}");
+            out.counters(name, help, &mut metrics, |at| value(&samples[at].1[at_direction]))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_unobserved<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    type Baselines = [(&'static str, fn(&Interface) -> u64); 2];
+    let labels = ["host_interface", "direction"];
+    let mut write = |name: &str, what: &str, baselines: Baselines| {
+        let samples = snapshot.interfaces.iter().flat_map(|interface| {
+            baselines.map(|(direction, value)| (values([&interface.name, direction]), value(interface)))
+        });
+        let help = format!("{what} that the kernel had counted on the interface before netobs was attached");
+        out.gauges(name, &help, &labels, merge(samples, |sum, more| *sum += more))
+    };
+    write(
+        "netobs_interface_unobserved_packets",
+        "Packets",
+        [("receive", |i| i.baseline.rx_packets), ("transmit", |i| i.baseline.tx_packets)],
+    )?;
+    write(
+        "netobs_interface_unobserved_bytes",
+        "Bytes",
+        [("receive", |i| i.baseline.rx_bytes), ("transmit", |i| i.baseline.tx_bytes)],
+    )
+}
+
+fn write_agent<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    let agent = &snapshot.agent;
+    let mut one = |name: &str, help: &str, count: usize| {
+        out.gauges(name, help, &[], [(Vec::new(), u64::try_from(count).unwrap_or(u64::MAX))])
+    };
+    one("netobs_attached_interfaces", "Interfaces that netobs counts on", agent.attached_interfaces)?;
+    one(
+        "netobs_unattached_interfaces",
+        "Interfaces that netobs should count on and does not",
+        agent.unattached.len(),
+    )?;
+    one(
+        "netobs_unattributed_interfaces",
+        "Interfaces that netobs counts on and whose container it does not know",
+        agent.unattributed_interfaces,
+    )?;
+    // Two endpoints of one engine: it is up if either answers.
+    let engines = snapshot.engines.iter().map(|engine| (values([&engine.name]), u64::from(engine.connected)));
+    let engines = merge(engines, |up, other| *up |= other);
+    out.gauges("netobs_engine_up", "1 if the container engine answers", &["engine"], engines)?;
+    let degraded = agent.degraded.iter().map(|(feature, _)| (values([feature]), 1));
+    let degraded = merge(degraded, |_, _| ());
+    out.gauges("netobs_degraded", "1 for each feature that cannot work here", &["feature"], degraded)?;
+    let version = [(values([env!("CARGO_PKG_VERSION")]), 1)];
+    out.gauges("netobs_build_info", "Version of netobs; always 1", &["version"], version)
+}
+
+fn write_attach_latency<W: Write>(latency: &Latency, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+    const US_PER_SECOND: f64 = 1e6;
+    let mut below = 0;
+    let buckets = LATENCY_BOUNDS_US.iter().zip(latency.buckets).map(|(bound, observed)| {
+        below += observed;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(float(*bound) / US_PER_SECOND);
+        bucket.set_cumulative_count(below);
+        bucket
+    });
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(latency.buckets.iter().sum());
+    histogram.set_sample_sum(float(latency.sum_us) / US_PER_SECOND);
+    let mut metric = Metric::default();
+    metric.set_histogram(histogram);
+    let help = "Time from netlink's message about an interface to both programs attached".into();
+    out.family("netobs_attach_latency_seconds".into(), help, MetricType::HISTOGRAM, &mut vec![metric])
+}

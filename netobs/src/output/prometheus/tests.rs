@@ -1,0 +1,155 @@
+use std::collections::{BTreeMap, HashSet};
+
+use super::*;
+use crate::{
+    model::{ContainerState, Traffic},
+    output::fixture,
+};
+
+/// Series (as written) and value; panics on a series that comes twice.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut series = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').expect("sample");
+        let value = value.parse().expect("value");
+        assert!(series.insert(name.to_owned(), value).is_none(), "twice: {name}");
+    }
+    series
+}
+
+fn labels(container: &str, digit: char, interface: &str, network: &str) -> String {
+    let id = digit.to_string().repeat(12);
+    format!("container=\"{container}\",id=\"{id}\",interface=\"{interface}\",network=\"{network}\"")
+}
+
+#[test]
+fn values_read_back() {
+    let series = parse(&encode(&fixture::snapshot()).expect("text"));
+    let (rx, tx) = (fixture::traffic(100), fixture::traffic(200));
+    let web = labels("web-1", 'a', "eth0", "shop_default");
+    let value = |name: &str| *series.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+    let of = |name: &str| value(&format!("netobs_container_{name}{{{web}}}")) as u64;
+    assert_eq!(of("receive_packets_total"), rx.packets);
+    assert_eq!(of("transmit_bytes_total"), tx.bytes);
+    assert_eq!(of("receive_wire_packets_total"), rx.wire_packets);
+    assert_eq!(of("transmit_wire_bytes_total"), tx.wire_bytes);
+    assert_eq!(of("receive_truncated_packets_total"), rx.truncated);
+    assert_eq!(of("receive_packets_dropped_total"), 3);
+    assert_eq!(of("transmit_errors_total"), 2);
+    assert_eq!(of("receive_packet_size_bytes_count"), rx.wire_packets);
+    assert_eq!(of("receive_packet_size_bytes_sum"), rx.wire_bytes);
+    let labelled =
+        |name: &str, label: &str| value(&format!("netobs_container_{name}{{{web},{label}}}")) as u64;
+    assert_eq!(labelled("ethertype_receive_packets_total", "ethertype=\"arp\""), 100);
+    assert_eq!(labelled("cast_transmit_bytes_total", "cast=\"broadcast\""), 200 * 42);
+    assert_eq!(labelled("protocol_receive_bytes_total", "protocol=\"tcp\""), 100 * 8000);
+    assert_eq!(labelled("tcp_flags_receive_packets_total", "flag=\"syn\""), 100);
+    assert_eq!(labelled("receive_packet_size_bytes_bucket", "le=\"128\""), 300);
+    assert_eq!(labelled("receive_packet_size_bytes_bucket", "le=\"+Inf\""), rx.wire_packets);
+    assert!(!series.keys().any(|name| name.contains("sctp")), "zero parts are left out");
+    let network =
+        "network=\"shop_default\",network_id=\"eeeeeeeeeeee\",driver=\"bridge\",bridge=\"br-eeeeeeeeeeee\"";
+    assert_eq!(value(&format!("netobs_network_receive_packets_total{{{network}}}")) as u64, 55);
+    assert_eq!(
+        value("netobs_interface_receive_packets_total{host_interface=\"vethlost\",kind=\"veth\"}"),
+        22.0
+    );
+    assert_eq!(
+        value("netobs_interface_unobserved_bytes{host_interface=\"vetha\",direction=\"transmit\"}"),
+        800.0
+    );
+    assert_eq!(value("netobs_engine_up{engine=\"podman\"}"), 0.0);
+    assert_eq!(value("netobs_degraded{feature=\"btf\"}"), 1.0);
+    assert_eq!(value("netobs_unattached_interfaces"), 1.0);
+    assert_eq!(value("netobs_attach_latency_seconds_bucket{le=\"0.0005\"}"), 3.0);
+    assert_eq!(value("netobs_attach_latency_seconds_count"), 4.0);
+    assert!(!series.keys().any(|name| name.contains("_packets_total{container=\"host-net\"")));
+    assert!(series.keys().any(|name| name.contains("container_info") && name.contains("\"host-net\"")));
+}
+
+#[test]
+fn interfaces_without_a_name_are_one_series() {
+    let series = parse(&encode(&fixture::snapshot()).expect("text"));
+    let unknown = labels("db", 'c', "unknown", "shop_default");
+    assert_eq!(series[&format!("netobs_container_receive_packets_total{{{unknown}}}")], 22_000.0);
+    assert_eq!(series[&format!("netobs_container_receive_packets_dropped_total{{{unknown}}}")], 6.0);
+}
+
+#[test]
+fn hostile_names_stay_inside_their_label() {
+    for text in [encode(&fixture::snapshot()), encode_cadvisor(&fixture::snapshot())] {
+        let text = text.expect("text");
+        assert!(!text.contains(['\x1b', '\u{202e}', '\r']));
+        assert!(text.contains(r#"evil\\x1b[2J\\u{202e}\\n\"q\",\\end""#), "{text}");
+        parse(&text);
+    }
+}
+
+#[test]
+fn families_come_once_with_help_and_type() {
+    let text = encode(&fixture::snapshot()).expect("text");
+    let families: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert_eq!(families.len(), families.iter().collect::<HashSet<_>>().len());
+    assert_eq!(families.len(), text.lines().filter(|line| line.starts_with("# HELP ")).count());
+}
+
+#[test]
+fn nothing_to_tell_is_still_an_answer() {
+    let empty = Snapshot::empty(std::time::SystemTime::UNIX_EPOCH);
+    let series = parse(&encode(&empty).expect("text"));
+    let own = series.keys().filter(|name| !name.contains("latency")).count();
+    assert_eq!(own, 4, "three gauges of the agent and its version: {series:?}");
+    assert_eq!(encode_cadvisor(&empty).expect("text"), "");
+}
+
+#[test]
+fn cadvisor_has_its_names_and_labels() {
+    let series = parse(&encode_cadvisor(&fixture::snapshot()).expect("text"));
+    let labels =
+        format!("id=\"/docker/{}\",image=\"nginx:1.27\",interface=\"eth0\",name=\"web-1\"", fixture::id('a'));
+    let value = |name: &str| series[&format!("container_network_{name}_total{{{labels}}}")] as u64;
+    assert_eq!(value("receive_bytes"), fixture::traffic(100).bytes);
+    assert_eq!(value("transmit_packets"), fixture::traffic(200).packets);
+    assert_eq!(value("receive_packets_dropped"), 3);
+    assert_eq!(value("transmit_errors"), 2);
+}
+
+#[test]
+fn drops_that_are_not_known_are_left_out() {
+    let mut snapshot = fixture::snapshot();
+    for interface in snapshot.containers.iter_mut().flat_map(|container| &mut container.interfaces) {
+        interface.drops = None;
+    }
+    assert!(!encode(&snapshot).expect("text").contains("netobs_container_receive_errors"));
+    assert!(!encode_cadvisor(&snapshot).expect("text").contains("dropped"));
+}
+
+/// For `promtool check metrics`, and to see how fast a large host is encoded:
+/// `NETOBS_EXAMPLE=DIR cargo test --release -p netobs --lib output::prometheus -- --ignored --nocapture`.
+#[test]
+#[ignore = "writes files and prints a time"]
+fn write_examples() {
+    let directory = std::env::var("NETOBS_EXAMPLE").expect("NETOBS_EXAMPLE");
+    let write =
+        |name: &str, text: String| std::fs::write(format!("{directory}/{name}"), text).expect("write");
+    save("metrics.prom", encode(&fixture::snapshot()).expect("text"));
+    save("cadvisor.prom", encode_cadvisor(&fixture::snapshot()).expect("text"));
+    let mut large = fixture::snapshot();
+    large.containers = (0..1000)
+        .map(|number| {
+            let mut container = fixture::container('a', &format!("shop-web-{number}"), "shop_default", 1000);
+            container.id = format!("{number:064x}").chars().rev().collect();
+            container.state = ContainerState::Running;
+            container
+        })
+        .collect();
+    for _ in 0..20 {
+        let start = std::time::Instant::now();
+        let text = encode(&large).expect("text");
+        let encoded = start.elapsed();
+        write(&large, &mut std::io::sink()).expect("written");
+        let written = start.elapsed() - encoded;
+        println!("1,000 containers: encode {encoded:?}, write {written:?}, {} bytes", text.len());
+    }
+    assert_ne!(large.containers[0].rx, Traffic::default());
+}

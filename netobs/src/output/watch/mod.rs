@@ -1,0 +1,18 @@
+//! The full-screen view: a state that takes snapshots and keys, and a function that draws it.
+//!
+//! Knows no terminal: whoever owns one feeds [`View::update`] and [`View::key`], and calls [`draw`].
+
+mod detail;
+mod draw;
+mod help;
+mod history;
+mod input;
+mod networks;
+mod view;
+
+pub use draw::{MIN_HEIGHT, MIN_WIDTH, draw};
+pub use input::{Action, action};
+pub use view::{Flow, Sort, View};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+//! What is on the screen: the snapshot shown, and how to look at it.
+
+use std::cmp::Ordering;
+
+use crossterm::event::KeyEvent;
+
+use super::{
+    history::History,
+    input::{Action, action},
+};
+use crate::{
+    model::{Container, Network, Rates, Snapshot},
+    output::{filter::Filter, format},
+};
+
+const PAGE: usize = 10;
+/// Typed characters; a filter is a few words.
+const FILTER_MAX: usize = 200;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    Quit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tab {
+    Containers,
+    Networks,
+}
+
+/// The column that containers are sorted by, in the table's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    Name,
+    Network,
+    RxRate,
+    TxRate,
+    RxPackets,
+    TxPackets,
+    RxTotal,
+    TxTotal,
+    NonTcp,
+    Drops,
+}
+
+impl Sort {
+    const ALL: [Self; 10] = [
+        Self::Name,
+        Self::Network,
+        Self::RxRate,
+        Self::TxRate,
+        Self::RxPackets,
+        Self::TxPackets,
+        Self::RxTotal,
+        Self::TxTotal,
+        Self::NonTcp,
+        Self::Drops,
+    ];
+
+    /// Its place in the table.
+    pub fn column(self) -> usize {
+        Self::ALL.iter().position(|sort| *sort == self).unwrap_or_default()
+    }
+
+    fn step(self, by: usize) -> Self {
+        Self::ALL[(self.column() + by) % Self::ALL.len()]
+    }
+
+    /// Names from A, numbers from the highest; what is not known last.
+    fn compare(self, a: &Container, b: &Container) -> Ordering {
+        let rate = |of: fn(&Rates) -> f64| {
+            let value = |container: &Container| container.rates.as_ref().map_or(-1.0, of);
+            value(b).total_cmp(&value(a))
+        };
+        match self {
+            Self::Name => a.name.cmp(&b.name),
+            Self::Network => a.networks.cmp(&b.networks),
+            Self::RxRate => rate(|rates| rates.rx_bits_per_second),
+            Self::TxRate => rate(|rates| rates.tx_bits_per_second),
+            Self::RxPackets => rate(|rates| rates.rx_packets_per_second),
+            Self::TxPackets => rate(|rates| rates.tx_packets_per_second),
+            Self::RxTotal => b.rx.bytes.cmp(&a.rx.bytes),
+            Self::TxTotal => b.tx.bytes.cmp(&a.tx.bytes),
+            Self::NonTcp => share(b).total_cmp(&share(a)),
+            Self::Drops => dropped(b).cmp(&dropped(a)),
+        }
+    }
+}
+
+/// A snapshot and what led to it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub snapshot: Snapshot,
+    pub history: History,
+}
+
+#[derive(Debug)]
+pub struct View {
+    live: Option<Shown>,
+    /// What was shown when it was paused.
+    paused: Option<Shown>,
+    pub tab: Tab,
+    pub sort: Sort,
+    pub reverse: bool,
+    /// As last accepted, words apart by blanks.
+    pub filter_text: String,
+    filter: Filter,
+    /// While it is typed.
+    pub typed: Option<String>,
+    /// Why the last filter was not taken.
+    pub filter_error: Option<String>,
+    /// Of the container or network; kept while the rows move.
+    selected: Option<String>,
+    /// Its row, for when it is gone.
+    row: usize,
+    /// ID of the container in the detail pane.
+    pub detail: Option<String>,
+    /// First line of the detail pane or help that is shown.
+    pub scroll: u16,
+    pub help: bool,
+}
+
+impl View {
+    /// With a filter as it would be typed.
+    pub fn new(filter: Option<String>) -> Self {
+        let mut view = Self {
+            live: None,
+            paused: None,
+            tab: Tab::Containers,
+            sort: Sort::Name,
+            reverse: false,
+            filter_text: String::new(),
+            filter: Filter::default(),
+            typed: None,
+            filter_error: None,
+            selected: None,
+            row: 0,
+            detail: None,
+            scroll: 0,
+            help: false,
+        };
+        view.set_filter(filter.unwrap_or_default());
+        view
+    }
+
+    /// The newest snapshot; shown at once unless paused.
+    pub fn update(&mut self, snapshot: Snapshot) {
+        let mut history = self.live.take().map(|live| live.history).unwrap_or_default();
+        history.push(&snapshot);
+        self.live = Some(Shown { snapshot, history });
+        self.keep_selection();
+    }
+
+    pub fn key(&mut self, key: KeyEvent) -> Flow {
+        let Some(action) = action(key, self.typed.is_some()) else { return Flow::Continue };
+        if action == Action::Quit {
+            return Flow::Quit;
+        }
+        match (self.help, self.detail.is_some()) {
+            (true, _) | (_, true) if self.scrolled(action) => {}
+            (true, _) => self.help = false,
+            _ => self.act(action),
+        }
+        self.keep_selection();
+        Flow::Continue
+    }
+
+    pub fn shown(&self) -> Option<&Shown> {
+        self.paused.as_ref().or(self.live.as_ref())
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+
+    /// Containers as filtered and sorted; equals stay sorted by name.
+    pub fn containers(&self) -> Vec<&Container> {
+        let Some(shown) = self.shown() else { return Vec::new() };
+        let mut rows: Vec<_> = shown.snapshot.containers.iter().filter(|c| self.filter.matches(c)).collect();
+        rows.sort_by(|a, b| {
+            let order = self.sort.compare(a, b);
+            if self.reverse { order.reverse() } else { order }
+        });
+        rows
+    }
+
+    /// Networks that are named by the filter or that a container shown is on.
+    pub fn networks(&self) -> Vec<&Network> {
+        let Some(shown) = self.shown() else { return Vec::new() };
+        let containers = self.containers();
+        let used = |network: &Network| containers.iter().any(|c| c.networks.contains(&network.name));
+        let networks = shown.snapshot.networks.iter();
+        networks.filter(|n| self.filter.is_empty() || self.filter.names_network(n) || used(n)).collect()
+    }
+
+    /// The container in the detail pane; none when closed or when it has ended and its time is over.
+    pub fn detailed(&self) -> Option<&Container> {
+        let id = self.detail.as_deref()?;
+        self.shown()?.snapshot.containers.iter().find(|container| container.id == id)
+    }
+
+    pub fn selected_row(&self) -> Option<usize> {
+        let ids = self.ids();
+        let found = self.selected.as_ref().and_then(|id| ids.iter().position(|other| other == id));
+        found.or_else(|| (!ids.is_empty()).then(|| self.row.min(ids.len() - 1)))
+    }
+
+    fn ids(&self) -> Vec<&str> {
+        match self.tab {
+            Tab::Containers => self.containers().iter().map(|container| container.id.as_str()).collect(),
+            Tab::Networks => self.networks().iter().map(|network| network.id.as_str()).collect(),
+        }
+    }
+
+    fn keep_selection(&mut self) {
+        let row = self.selected_row();
+        self.selected = row.and_then(|row| self.ids().get(row).map(|id| (*id).to_owned()));
+        self.row = row.unwrap_or_default();
+    }
+
+    fn select(&mut self, row: usize) {
+        let last = self.ids().len().saturating_sub(1);
+        self.row = row.min(last);
+        self.selected = None;
+    }
+
+    /// Moves the text of a pane; what is not a move is left to others.
+    fn scrolled(&mut self, action: Action) -> bool {
+        let page = u16::try_from(PAGE).unwrap_or(u16::MAX);
+        self.scroll = match action {
+            Action::Up => self.scroll.saturating_sub(1),
+            Action::Down => self.scroll.saturating_add(1),
+            Action::PageUp => self.scroll.saturating_sub(page),
+            Action::PageDown => self.scroll.saturating_add(page),
+            Action::First => 0,
+            _ => return false,
+        };
+        true
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Up => self.select(self.row.saturating_sub(1)),
+            Action::Down => self.select(self.row.saturating_add(1)),
+            Action::PageUp => self.select(self.row.saturating_sub(PAGE)),
+            Action::PageDown => self.select(self.row.saturating_add(PAGE)),
+            Action::First => self.select(0),
+            Action::Last => self.select(usize::MAX),
+            Action::Open => self.open(),
+            Action::Back => self.back(),
+            Action::NextSort => self.sort = self.sort.step(1),
+            Action::PreviousSort => self.sort = self.sort.step(Sort::ALL.len() - 1),
+            Action::Reverse => self.reverse = !self.reverse,
+            Action::Pause => self.paused = if self.is_paused() { None } else { self.live.clone() },
+            Action::Help => (self.help, self.scroll) = (true, 0),
+            Action::Containers => self.show(Tab::Containers),
+            Action::Networks => self.show(Tab::Networks),
+            Action::OtherTab if self.tab == Tab::Containers => self.show(Tab::Networks),
+            Action::OtherTab => self.show(Tab::Containers),
+            Action::EditFilter => self.typed = Some(self.filter_text.clone()),
+            Action::Type(character) => {
+                if let Some(typed) = self.typed.as_mut().filter(|typed| typed.len() < FILTER_MAX) {
+                    typed.push(character);
+                }
+            }
+            Action::Erase => {
+                self.typed.as_mut().map(String::pop);
+            }
+            Action::EraseAll => self.typed = Some(String::new()),
+            Action::Accept => {
+                let typed = self.typed.take().unwrap_or_default();
+                self.set_filter(typed);
+            }
+            Action::Cancel => self.typed = None,
+            Action::Quit => {}
+        }
+    }
+
+    fn open(&mut self) {
+        let Some(row) = self.selected_row() else { return };
+        match self.tab {
+            Tab::Containers => {
+                self.detail = self.containers().get(row).map(|container| container.id.clone());
+                self.scroll = 0;
+            }
+            // Words are apart by blanks, which a network's name may have; its ID has none.
+            Tab::Networks => {
+                let network = self.networks().get(row).map(|network| match network.name.contains(' ') {
+                    true => format::short_id(&network.id).to_owned(),
+                    false => network.name.clone(),
+                });
+                self.set_filter(network.map(|network| format!("network={network}")).unwrap_or_default());
+                self.show(Tab::Containers);
+            }
+        }
+    }
+
+    /// One thing less: the pane, else the filter.
+    fn back(&mut self) {
+        if self.detail.take().is_none() {
+            self.set_filter(String::new());
+        }
+    }
+
+    fn show(&mut self, tab: Tab) {
+        (self.tab, self.detail, self.selected, self.row) = (tab, None, None, 0);
+    }
+
+    fn set_filter(&mut self, text: String) {
+        let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        match Filter::parse(&words) {
+            Ok(filter) => {
+                (self.filter, self.filter_text, self.filter_error) = (filter, text.trim().to_owned(), None);
+            }
+            Err(error) => self.filter_error = Some(error.to_string()),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an order is all that is needed")]
+fn share(container: &Container) -> f64 {
+    let (part, all) = format::non_tcp(&container.rx, &container.tx);
+    if all == 0 { -1.0 } else { part as f64 / all as f64 }
+}
+
+fn dropped(container: &Container) -> Option<u64> {
+    container.drops.map(|drops| drops.rx_dropped + drops.tx_dropped)
+}

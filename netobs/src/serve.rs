@@ -1,0 +1,162 @@
+//! `netobs agent`: the counters over HTTP.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    cli::AgentArgs,
+    model::Snapshot,
+    observe,
+    output::{json, prometheus},
+};
+
+/// Prometheus text exposition format.
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Requests that may wait for a sample; more are turned away.
+const REQUEST_QUEUE: usize = 64;
+
+/// How long open connections may still take after the signal to end.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Asks the loop that owns the agent for a fresh snapshot.
+#[derive(Clone)]
+struct Asker(mpsc::Sender<Request>);
+
+enum Request {
+    Snapshot(oneshot::Sender<Arc<Snapshot>>),
+    Ready(oneshot::Sender<bool>),
+}
+
+/// # Errors
+/// Without privileges, or when the address is taken.
+pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
+    observe::runtime()?.block_on(async {
+        // First, so that two agents don't both attach before one finds that it is not alone.
+        let listener = TcpListener::bind(args.listen)
+            .await
+            .with_context(|| format!("listen on {}; --listen takes another address", args.listen))?;
+        let mut agent = observe::start(&args.observe, None)?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, interfaces = agent.attached(), "serving");
+        let (asker, mut requests) = mpsc::channel(REQUEST_QUEUE);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, Asker(asker), stopped));
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                () = agent.changed() => {}
+                request = requests.recv() => match request {
+                    // The asker may have gone away meanwhile.
+                    Some(Request::Snapshot(answer)) => drop(answer.send(Arc::new(agent.sample()))),
+                    Some(Request::Ready(answer)) => drop(answer.send(agent.settled())),
+                    None => break,
+                },
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        // The programs first: that is what must not be left behind.
+        drop(agent);
+        let _ = stop.send(());
+        let _ = tokio::time::timeout(LINGER, server).await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn serve(listener: TcpListener, asker: Asker, stopped: oneshot::Receiver<()>) {
+    let served = axum::serve(listener, router(asker)).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the HTTP server ended");
+    }
+}
+
+fn router(asker: Asker) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/metrics", get(metrics))
+        .route("/metrics/cadvisor", get(cadvisor))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/api/v1/snapshot", get(snapshot))
+        .with_state(asker)
+}
+
+async fn index() -> &'static str {
+    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n"
+}
+
+async fn metrics(State(asker): State<Asker>) -> Response {
+    with_snapshot(asker, PROMETHEUS_TEXT, |snapshot| prometheus::encode(snapshot)).await
+}
+
+async fn cadvisor(State(asker): State<Asker>) -> Response {
+    with_snapshot(asker, PROMETHEUS_TEXT, |snapshot| prometheus::encode_cadvisor(snapshot)).await
+}
+
+async fn snapshot(State(asker): State<Asker>) -> Response {
+    with_snapshot(asker, "application/json", |snapshot| json::line(snapshot)).await
+}
+
+async fn ready(State(asker): State<Asker>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    if asker.0.try_send(Request::Ready(answer)).is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match answered.await {
+        Ok(true) => "ready\n".into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "waiting for the container engines\n").into_response(),
+    }
+}
+
+async fn with_snapshot<E: std::fmt::Display>(
+    asker: Asker,
+    content_type: &'static str,
+    encode: impl FnOnce(&Snapshot) -> Result<String, E>,
+) -> Response {
+    let (answer, answered) = oneshot::channel();
+    if asker.0.try_send(Request::Snapshot(answer)).is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many requests are waiting\n").into_response();
+    }
+    let Ok(snapshot) = answered.await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    match encode(&snapshot) {
+        Ok(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "encode a snapshot");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_queue_turns_requests_away() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let asker = Asker(sender);
+        let (waiting, _answer) = oneshot::channel();
+        assert!(asker.0.try_send(Request::Snapshot(waiting)).is_ok());
+        let response = snapshot(State(asker)).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}

@@ -1,0 +1,175 @@
+//! `netobs watch`: the full-screen view on a terminal, lines of output elsewhere.
+
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crossterm::event::{Event, EventStream, KeyEventKind};
+use futures_util::StreamExt as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::MissedTickBehavior,
+};
+
+use crate::{
+    agent::Agent,
+    cli::{Output, WatchArgs},
+    demo,
+    model::Snapshot,
+    observe,
+    output::{
+        csv,
+        filter::{self, Filter},
+        json, table,
+        watch::{self, Flow, View},
+    },
+};
+
+/// How long a single answer waits for the engines to tell their containers.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Between the two samples that the rates of a single answer are taken from.
+const RATE_PAUSE: Duration = Duration::from_millis(100);
+
+/// # Errors
+/// Without privileges, with a filter or name that is wrong, or when the output cannot be written.
+pub fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
+    let filter = Filter::parse(&args.filter)?;
+    // Before any thread is started: they are to live in the demo's namespace.
+    let world = if args.demo { Some(demo::build()?) } else { None };
+    observe::runtime()?.block_on(async {
+        let mut agent = observe::start(&args.observe, world)?;
+        let full_screen =
+            args.output.is_none() && !args.once && args.count.is_none() && io::stdout().is_terminal();
+        let result = if full_screen {
+            screen(&mut agent, args, &filter).await
+        } else {
+            lines(&mut agent, args, &filter).await
+        };
+        result.map(|()| ExitCode::SUCCESS)
+    })
+}
+
+/// Prints a snapshot at each interval.
+async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
+    let output = args.output.unwrap_or(Output::Table);
+    let mut left = if args.once { Some(1) } else { args.count };
+    let mut out = io::stdout().lock();
+    if output == Output::Csv {
+        csv::write_header(&mut out)?;
+    }
+    agent.settle(SETTLE).await;
+    agent.sample();
+    wait(agent, if args.once { RATE_PAUSE } else { args.interval }).await;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut tick = tokio::time::interval(args.interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                let snapshot = select(agent.sample(), args, filter)?;
+                print(&mut out, output, &snapshot)?;
+                left = left.map(|left| left - 1);
+                if left == Some(0) {
+                    return Ok(());
+                }
+            }
+            () = agent.changed() => {}
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}
+
+fn print(out: &mut impl io::Write, output: Output, snapshot: &Snapshot) -> anyhow::Result<()> {
+    match output {
+        Output::Table => {
+            let width = crossterm::terminal::size().ok().filter(|_| io::stdout().is_terminal());
+            writeln!(out, "{}", table::table(snapshot, width.map(|(columns, _)| columns)))?;
+        }
+        Output::Json => writeln!(out, "{}", json::line(snapshot)?)?,
+        Output::Csv => csv::write_rows(out, snapshot)?,
+    }
+    Ok(out.flush()?)
+}
+
+/// What was asked for. A container named on the command line must exist.
+fn select(snapshot: Snapshot, args: &WatchArgs, filter: &Filter) -> anyhow::Result<Snapshot> {
+    if args.containers.is_empty() {
+        return Ok(filter.apply(snapshot));
+    }
+    let mut wanted = Vec::new();
+    for name in &args.containers {
+        let found = snapshot.containers.iter().find(|container| {
+            container.name == *name || (name.len() >= 4 && container.id.starts_with(name.as_str()))
+        });
+        match found {
+            Some(container) => wanted.push(format!("id={}", container.id)),
+            None => match filter::nearest(name, &snapshot) {
+                Some(nearest) => anyhow::bail!("no container {name}; did you mean {nearest}?"),
+                None => anyhow::bail!("no container {name}; see `netobs watch --once` for what there is"),
+            },
+        }
+    }
+    Ok(filter.apply(Filter::parse(&wanted)?.apply(snapshot)))
+}
+
+/// The full-screen view until it is left.
+async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
+    agent.settle(SETTLE).await;
+    let mut view = View::new(None);
+    view.update(select(agent.sample(), args, filter)?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut tick = tokio::time::interval(args.interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Restores the terminal when it goes out of scope, and before a panic's message.
+    let mut terminal = Terminal::enter()?;
+    let mut keys = EventStream::new();
+    loop {
+        terminal.0.draw(|frame| watch::draw(frame, &view)).context("draw on the terminal")?;
+        tokio::select! {
+            _ = tick.tick() => match select(agent.sample(), args, filter) {
+                Ok(snapshot) => view.update(snapshot),
+                // A container that was there at first has ended and gone; the last picture stays.
+                Err(error) => tracing::debug!(%error, "select containers"),
+            },
+            () = agent.changed() => {}
+            event = keys.next() => match event {
+                Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
+                    if view.key(key) == Flow::Quit {
+                        return Ok(());
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error).context("read the keyboard"),
+                None => return Ok(()),
+            },
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}
+
+struct Terminal(ratatui::DefaultTerminal);
+
+impl Terminal {
+    fn enter() -> anyhow::Result<Self> {
+        ratatui::try_init().map(Self).context("take over the terminal; `--output table` does without")
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}
+
+async fn wait(agent: &mut Agent, time: Duration) {
+    let end = Instant::now() + time;
+    while tokio::time::timeout_at(end.into(), agent.changed()).await.is_ok() {}
+}
