@@ -22,6 +22,13 @@ pub fn count<const DIRECTION: u32>(ctx: &TcContext) {
 #[inline(always)]
 fn add(ctx: &TcContext, counters: &mut Counters) {
     let len = u64::from(ctx.len());
+    let gso_size = gso_size(ctx);
+    // A VLAN tag that the kernel keeps outside the frame.
+    let tag_len = if tagged(ctx) { VLAN_TAG_LEN } else { 0 };
+    if gso_size == 0 {
+        bucket(counters, len + tag_len, 1);
+        counters.unfolded.bytes += tag_len;
+    }
     let packet = packet::parse(ctx);
     if let Some(count) = counters.class.get_mut(packet.class as usize) {
         increment(count, len);
@@ -36,28 +43,38 @@ fn add(ctx: &TcContext, counters: &mut Counters) {
         counters.tcp_fin += u64::from(packet.tcp_flags & tcp_flag::FIN != 0);
         counters.tcp_rst += u64::from(packet.tcp_flags & tcp_flag::RST != 0);
     }
-    if packet.truncated {
-        counters.truncated += 1;
+    counters.truncated += u64::from(packet.truncated);
+    if gso_size != 0 {
+        unfold(ctx, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
     }
-    wire(ctx, counters, len, u64::from(packet.headers_len));
 }
 
-/// Counts what is on the wire: a super-packet as the segments that it stands for, each with a copy of
-/// the headers (`gso_segs` and `gso_size` of the skb; the count is worked out where the sender left it
-/// open), and the VLAN tag that the kernel keeps outside the frame.
+const VLAN_TAG_LEN: u64 = 4;
+
+/// Payload bytes of each segment of a super-packet but the last; 0 for an ordinary packet.
 #[inline(always)]
-fn wire(ctx: &TcContext, counters: &mut Counters, len: u64, headers_len: u64) {
-    // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
-    let (gso_size, tagged) = unsafe {
-        let skb = ctx.skb.skb;
-        (u64::from((*skb).gso_size), (*skb).vlan_present != 0)
-    };
-    let tag_len = if tagged { 4 } else { 0 };
-    if gso_size == 0 {
-        counters.unfolded.bytes += tag_len;
-        bucket(counters, len + tag_len, 1);
-        return;
-    }
+fn gso_size(ctx: &TcContext) -> u64 {
+    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+    u64::from(unsafe { (*ctx.skb.skb).gso_size })
+}
+
+#[inline(always)]
+fn tagged(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
+/// Counts a super-packet as the segments that it stands for, each with a copy of the headers
+/// (`gso_segs` of the skb; worked out where the sender left it open).
+#[inline(always)]
+fn unfold(
+    ctx: &TcContext,
+    counters: &mut Counters,
+    len: u64,
+    gso_size: u64,
+    headers_len: u64,
+    tag_len: u64,
+) {
     // SAFETY: as above.
     let mut segments = unsafe { u64::from((*ctx.skb.skb).gso_segs) };
     if segments == 0 {

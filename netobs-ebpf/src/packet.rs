@@ -227,7 +227,7 @@ fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> 
         ethertype::IPV6 => {
             packet.class = base + l4::OTHER;
             let next = source.byte(offset + 6)?;
-            if is_extension(next) {
+            if extension_unit(next) != 0 {
                 let packed = extensions(skb, offset as u32 + 40, next);
                 if packed == EXTENSIONS_CUT {
                     return None;
@@ -247,27 +247,38 @@ fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> 
         }
     };
     packet.headers_len = transport as u32;
-    match protocol {
-        protocol::TCP => {
-            packet.class = base + l4::TCP;
-            if first_fragment {
-                let data_offset = source.byte(transport + 12)?;
-                packet.tcp_flags = source.byte(transport + 13)?;
-                packet.headers_len += (data_offset >> 4) as u32 * 4;
-            }
-        }
-        protocol::UDP => {
-            packet.class = base + l4::UDP;
-            if first_fragment {
-                packet.headers_len += 8;
-            }
-        }
-        protocol::ICMP => packet.class = base + l4::ICMP,
-        protocol::ICMPV6 => packet.class = base + l4::ICMPV6,
-        protocol::SCTP => packet.class = base + l4::SCTP,
-        _ => {}
+    let l4 = l4_of(protocol);
+    packet.class = base + l4;
+    if !first_fragment {
+        return Some(());
+    }
+    if l4 == l4::TCP {
+        let data_offset = source.byte(transport + 12)?;
+        packet.tcp_flags = source.byte(transport + 13)?;
+        packet.headers_len += (data_offset >> 4) as u32 * 4;
+    } else if l4 == l4::UDP {
+        packet.headers_len += 8;
     }
     Some(())
+}
+
+/// [`l4`] by protocol number. Mutable only in name: of read-only data the verifier would know each value
+/// and walk the rest of the program once for each protocol, which takes it half a second.
+static mut L4_BY_PROTOCOL: [u8; 256] = {
+    let mut table = [l4::OTHER as u8; 256];
+    table[protocol::TCP as usize] = l4::TCP as u8;
+    table[protocol::UDP as usize] = l4::UDP as u8;
+    table[protocol::ICMP as usize] = l4::ICMP as u8;
+    table[protocol::ICMPV6 as usize] = l4::ICMPV6 as u8;
+    table[protocol::SCTP as usize] = l4::SCTP as u8;
+    table
+};
+
+#[inline(always)]
+fn l4_of(protocol: u8) -> u32 {
+    let table = (&raw const L4_BY_PROTOCOL).cast::<u8>();
+    // SAFETY: a u8 is within the 256 entries; nobody writes.
+    u32::from(unsafe { core::ptr::read_volatile(table.add(protocol as usize)) }) & 7
 }
 
 /// Of a frame whose destination has the group bit.
@@ -277,17 +288,24 @@ fn group_cast(source: &impl Source) -> Option<Cast> {
     Some(if all == 0xffff { Cast::Broadcast } else { Cast::Multicast })
 }
 
+/// What an IPv6 extension header's length is a multiple of, plus one; 0: no extension header. Its length
+/// is 8 bytes and as many of these units as its second byte says. Mutable as [`L4_BY_PROTOCOL`] is.
+static mut EXTENSION_UNIT: [u8; 256] = {
+    let mut table = [0; 256];
+    table[protocol::HOP_BY_HOP as usize] = 8 + 1;
+    table[protocol::ROUTING as usize] = 8 + 1;
+    table[protocol::DESTINATION as usize] = 8 + 1;
+    table[protocol::MOBILITY as usize] = 8 + 1;
+    table[protocol::AUTHENTICATION as usize] = 4 + 1;
+    table[protocol::FRAGMENT as usize] = 1;
+    table
+};
+
 #[inline(always)]
-const fn is_extension(next: u8) -> bool {
-    matches!(
-        next,
-        protocol::HOP_BY_HOP
-            | protocol::ROUTING
-            | protocol::FRAGMENT
-            | protocol::AUTHENTICATION
-            | protocol::DESTINATION
-            | protocol::MOBILITY
-    )
+fn extension_unit(next: u8) -> u32 {
+    let table = (&raw const EXTENSION_UNIT).cast::<u8>();
+    // SAFETY: a u8 is within the 256 entries; nobody writes.
+    u32::from(unsafe { core::ptr::read_volatile(table.add(next as usize)) })
 }
 
 /// Largest offset of a transport header that is followed; also what keeps the verifier sure that
@@ -304,9 +322,9 @@ const EXTENSIONS_CUT: u64 = u64::MAX;
 fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
     let mut offset = offset;
     let mut next = next;
-    let mut first_fragment = true;
     for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(next) {
+        let unit = extension_unit(next);
+        if unit == 0 {
             break;
         }
         let mut header = [0u8; 4];
@@ -317,19 +335,18 @@ fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
         if failed != 0 {
             return EXTENSIONS_CUT;
         }
-        let len = match next {
-            protocol::FRAGMENT => {
-                first_fragment = (header[2] == 0) & (header[3] & 0xf8 == 0);
-                8
-            }
-            protocol::AUTHENTICATION => (header[1] as u32 + 2) * 4,
-            _ => (header[1] as u32 + 1) * 8,
-        };
+        let is_later_fragment =
+            next == protocol::FRAGMENT && (u16::from(header[2]) << 8 | u16::from(header[3])) & 0xfff8 != 0;
         next = header[0];
-        offset += len;
-        if !first_fragment {
-            break;
+        offset += 8 + u32::from(header[1]) * (unit - 1);
+        if is_later_fragment {
+            return packed(next, false, offset);
         }
     }
+    packed(next, true, offset)
+}
+
+#[inline(always)]
+fn packed(next: u8, first_fragment: bool, offset: u32) -> u64 {
     u64::from(next) | u64::from(first_fragment) << 8 | u64::from(offset) << 16
 }

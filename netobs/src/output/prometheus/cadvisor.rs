@@ -1,7 +1,5 @@
 //! cAdvisor's names and labels, for dashboards that exist. Directions are the container's.
 
-use std::io::Write;
-
 use prometheus::{Error, proto::Metric};
 
 use super::{
@@ -31,7 +29,7 @@ const DROPS: [DropsField; 4] = [
     }),
 ];
 
-pub fn write<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let samples = snapshot.containers.iter().flat_map(|container| {
         let id = format!("/{}/{}", container.engine, container.id);
         container.interfaces.iter().map(move |interface| {

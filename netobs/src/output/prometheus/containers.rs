@@ -1,7 +1,5 @@
 //! Families about containers; directions are the container's, one series per interface inside.
 
-use std::io::Write;
-
 use netobs_common::SIZE_BOUNDS;
 use prometheus::{
     Error,
@@ -57,7 +55,7 @@ const DROPS: [DropsField; 4] = [
     ("transmit_errors", "Errors of the container's interface on sending", |d| d.tx_errors),
 ];
 
-pub fn write<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let series = series(snapshot);
     let mut metrics: Vec<Metric> = series.iter().map(|(labels, _)| metric(&LABELS, labels)).collect();
     let series: Vec<Series> = series.into_iter().map(|(_, series)| series).collect();
@@ -104,11 +102,7 @@ pub fn add_drops(sum: Option<Drops>, more: Option<Drops>) -> Option<Drops> {
     })
 }
 
-fn write_drops<W: Write>(
-    metrics: &[Metric],
-    series: &[Series],
-    out: &mut Exposition<'_, W>,
-) -> Result<(), Error> {
+fn write_drops(metrics: &[Metric], series: &[Series], out: &mut Exposition<'_>) -> Result<(), Error> {
     let known =
         metrics.iter().zip(series).filter_map(|(metric, series)| Some((metric.clone(), series.drops?)));
     let (mut metrics, drops): (Vec<Metric>, Vec<Drops>) = known.unzip();
@@ -120,16 +114,16 @@ fn write_drops<W: Write>(
 }
 
 /// The parts of the traffic by one property. A part appears once it is not zero in either direction.
-fn write_breakdown<W: Write, const N: usize>(
+fn write_breakdown<const N: usize>(
     property: &str,
     help: &str,
     metrics: &[Metric],
     series: &[Series],
     parts: fn(&Traffic) -> [(&'static str, Count); N],
-    out: &mut Exposition<'_, W>,
+    out: &mut Exposition<'_>,
 ) -> Result<(), Error> {
-    let mut labelled = Vec::new();
-    let mut counts = Vec::new();
+    let mut labelled = Vec::with_capacity(N * metrics.len());
+    let mut counts = Vec::with_capacity(N * metrics.len());
     for (metric, series) in metrics.iter().zip(series) {
         for ((part, rx), (_, tx)) in parts(&series.rx).into_iter().zip(parts(&series.tx)) {
             if rx.packets + tx.packets > 0 {
@@ -149,11 +143,7 @@ fn write_breakdown<W: Write, const N: usize>(
     Ok(())
 }
 
-fn write_flags<W: Write>(
-    metrics: &[Metric],
-    series: &[Series],
-    out: &mut Exposition<'_, W>,
-) -> Result<(), Error> {
+fn write_flags(metrics: &[Metric], series: &[Series], out: &mut Exposition<'_>) -> Result<(), Error> {
     let mut labelled = Vec::new();
     let mut counts = Vec::new();
     for (metric, series) in metrics.iter().zip(series) {
@@ -172,11 +162,7 @@ fn write_flags<W: Write>(
     Ok(())
 }
 
-fn write_sizes<W: Write>(
-    metrics: &mut Vec<Metric>,
-    series: &[Series],
-    out: &mut Exposition<'_, W>,
-) -> Result<(), Error> {
+fn write_sizes(metrics: &mut Vec<Metric>, series: &[Series], out: &mut Exposition<'_>) -> Result<(), Error> {
     for direction in &DIRECTIONS {
         for (metric, series) in metrics.iter_mut().zip(series) {
             metric.set_histogram(sizes((direction.of)(series)));
@@ -205,7 +191,7 @@ fn sizes(traffic: &Traffic) -> Histogram {
     histogram
 }
 
-fn write_info<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let containers = snapshot.containers.iter().map(|container| {
         let compose = container.compose.as_ref();
         let labels = values([

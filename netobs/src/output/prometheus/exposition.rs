@@ -12,15 +12,22 @@ use crate::output::format::visible;
 /// Value of a label whose content could not be learned; empty would be no label at all.
 pub const UNKNOWN: &str = "unknown";
 
-/// Where families go. `text` is kept from family to family for its capacity.
-pub struct Exposition<'a, W> {
-    to: &'a mut W,
+/// Where families go: one by one to a writer, or all into one text.
+#[derive(Default)]
+pub struct Exposition<'a> {
+    to: Option<&'a mut dyn Write>,
+    /// Not written yet.
     text: String,
 }
 
-impl<'a, W: Write> Exposition<'a, W> {
-    pub fn new(to: &'a mut W) -> Self {
-        Self { to, text: String::new() }
+impl<'a> Exposition<'a> {
+    pub fn new(to: &'a mut dyn Write) -> Self {
+        Self { to: Some(to), text: String::new() }
+    }
+
+    /// What has not been written: without a writer, all.
+    pub fn into_text(self) -> String {
+        self.text
     }
 
     /// Counters of which the labels are there already; they stay for the next family. None: no family.
@@ -74,13 +81,16 @@ impl<'a, W: Write> Exposition<'a, W> {
         family.set_help(help);
         family.set_field_type(kind);
         family.set_metric(std::mem::take(metrics));
-        self.text.clear();
         let families = [family];
         let encoded = TextEncoder::new().encode_utf8(&families, &mut self.text);
         let [mut family] = families;
         *metrics = family.take_metric();
         encoded?;
-        Ok(self.to.write_all(self.text.as_bytes())?)
+        if let Some(to) = &mut self.to {
+            to.write_all(self.text.as_bytes())?;
+            self.text.clear();
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,5 @@
 //! Families about networks, host interfaces and netobs itself; directions are the host's.
 
-use std::io::Write;
-
 use prometheus::{
     Error,
     proto::{Bucket, Histogram, Metric, MetricType},
@@ -22,7 +20,7 @@ const STACK: [Field; 2] = [("packets", |traffic| traffic.packets), ("bytes", |tr
 const WIRE: [Field; 2] =
     [("wire_packets", |traffic| traffic.wire_packets), ("wire_bytes", |traffic| traffic.wire_bytes)];
 
-pub fn write<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     write_networks(snapshot, out)?;
     write_interfaces(snapshot, out)?;
     write_unobserved(snapshot, out)?;
@@ -30,7 +28,7 @@ pub fn write<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Resu
     write_attach_latency(&snapshot.agent.attach_latency, out)
 }
 
-fn write_networks<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+fn write_networks(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let networks = snapshot.networks.iter().filter_map(|network| {
         let labels =
             values([&network.name, short_id(&network.id), &network.driver, network.bridge.as_deref()?]);
@@ -45,7 +43,7 @@ fn write_networks<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) ->
 }
 
 /// What is counted and belongs to no container or network, so that nothing observed is missing.
-fn write_interfaces<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+fn write_interfaces(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let orphans = snapshot.interfaces.iter().filter(|interface| match interface.kind {
         InterfaceKind::Veth => interface.container_id.is_none(),
         InterfaceKind::Bridge => interface.network.is_none(),
@@ -64,13 +62,13 @@ fn write_interfaces<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) 
     write_traffic("netobs_interface", helps, &["host_interface", "kind"], orphans, &STACK, out)
 }
 
-fn write_traffic<W: Write>(
+fn write_traffic(
     prefix: &str,
     helps: [&str; 2],
     labels: &[&str],
     samples: impl Iterator<Item = (Vec<String>, Both)>,
     fields: &[Field],
-    out: &mut Exposition<'_, W>,
+    out: &mut Exposition<'_>,
 ) -> Result<(), Error> {
     let samples = merge(samples, |sum, more| {
         for (sum, more) in sum.iter_mut().zip(&more) {
@@ -90,7 +88,7 @@ fn write_traffic<W: Write>(
     Ok(())
 }
 
-fn write_unobserved<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+fn write_unobserved(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     type Baselines = [(&'static str, fn(&Interface) -> u64); 2];
     let labels = ["host_interface", "direction"];
     let mut write = |name: &str, what: &str, baselines: Baselines| {
@@ -112,7 +110,7 @@ fn write_unobserved<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) 
     )
 }
 
-fn write_agent<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+fn write_agent(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let agent = &snapshot.agent;
     let mut one = |name: &str, help: &str, count: usize| {
         out.gauges(name, help, &[], [(Vec::new(), u64::try_from(count).unwrap_or(u64::MAX))])
@@ -139,7 +137,7 @@ fn write_agent<W: Write>(snapshot: &Snapshot, out: &mut Exposition<'_, W>) -> Re
     out.gauges("netobs_build_info", "Version of netobs; always 1", &["version"], version)
 }
 
-fn write_attach_latency<W: Write>(latency: &Latency, out: &mut Exposition<'_, W>) -> Result<(), Error> {
+fn write_attach_latency(latency: &Latency, out: &mut Exposition<'_>) -> Result<(), Error> {
     const US_PER_SECOND: f64 = 1e6;
     let mut below = 0;
     let buckets = LATENCY_BOUNDS_US.iter().zip(latency.buckets).map(|(bound, observed)| {

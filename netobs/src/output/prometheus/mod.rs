@@ -19,16 +19,14 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// What `/metrics` serves, one write per family.
 pub fn write(snapshot: &Snapshot, to: &mut impl Write) -> Result<(), Error> {
-    let mut out = Exposition::new(to);
-    containers::write(snapshot, &mut out)?;
-    host::write(snapshot, &mut out)
+    families(snapshot, &mut Exposition::new(to))
 }
 
 /// [`write`] into one string.
 pub fn encode(snapshot: &Snapshot) -> Result<String, Error> {
-    let mut text = Vec::new();
-    write(snapshot, &mut text)?;
-    into_string(text)
+    let mut out = Exposition::default();
+    families(snapshot, &mut out)?;
+    Ok(out.into_text())
 }
 
 /// What `/metrics/cadvisor` serves: cAdvisor's names and labels. A path of its own, because beside the
@@ -39,13 +37,14 @@ pub fn write_cadvisor(snapshot: &Snapshot, to: &mut impl Write) -> Result<(), Er
 
 /// [`write_cadvisor`] into one string.
 pub fn encode_cadvisor(snapshot: &Snapshot) -> Result<String, Error> {
-    let mut text = Vec::new();
-    write_cadvisor(snapshot, &mut text)?;
-    into_string(text)
+    let mut out = Exposition::default();
+    cadvisor::write(snapshot, &mut out)?;
+    Ok(out.into_text())
 }
 
-fn into_string(text: Vec<u8>) -> Result<String, Error> {
-    String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
+fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    containers::write(snapshot, out)?;
+    host::write(snapshot, out)
 }
 
 #[cfg(test)]

@@ -130,8 +130,7 @@ fn drops_that_are_not_known_are_left_out() {
 #[ignore = "writes files and prints a time"]
 fn write_examples() {
     let directory = std::env::var("NETOBS_EXAMPLE").expect("NETOBS_EXAMPLE");
-    let write =
-        |name: &str, text: String| std::fs::write(format!("{directory}/{name}"), text).expect("write");
+    let save = |name: &str, text: String| std::fs::write(format!("{directory}/{name}"), text).expect("write");
     save("metrics.prom", encode(&fixture::snapshot()).expect("text"));
     save("cadvisor.prom", encode_cadvisor(&fixture::snapshot()).expect("text"));
     let mut large = fixture::snapshot();
@@ -147,7 +146,7 @@ fn write_examples() {
         let start = std::time::Instant::now();
         let text = encode(&large).expect("text");
         let encoded = start.elapsed();
-        write(&large, &mut std::io::sink()).expect("written");
+        super::write(&large, &mut std::io::sink()).expect("written");
         let written = start.elapsed() - encoded;
         println!("1,000 containers: encode {encoded:?}, write {written:?}, {} bytes", text.len());
     }
