@@ -4,7 +4,7 @@ use prometheus::{Error, proto::Metric};
 
 use super::{
     containers::add_drops,
-    exposition::{Exposition, UNKNOWN, merge, metric, values},
+    exposition::{Exposition, Labels, UNKNOWN, merge},
 };
 use crate::model::{Drops, Snapshot};
 
@@ -34,23 +34,25 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
         let id = format!("/{}/{}", container.engine, container.id);
         container.interfaces.iter().map(move |interface| {
             let name = interface.name.as_deref().unwrap_or(UNKNOWN);
-            let labels = values([&id, container.image.as_deref().unwrap_or_default(), name, &container.name]);
+            let image = container.image.as_deref().unwrap_or_default();
+            let labels = Labels::new(LABELS, [&id, image, name, &container.name]);
             let (rx, tx) = (&interface.rx, &interface.tx);
             (labels, ([rx.bytes, rx.packets, tx.bytes, tx.packets], interface.drops))
         })
     });
-    let samples: Vec<(Vec<String>, Values)> = merge(samples, |sum, more| {
+    let samples: Vec<(Labels, Values)> = merge(samples, |sum, more| {
         for (sum, more) in sum.0.iter_mut().zip(more.0) {
             *sum += more;
         }
         sum.1 = add_drops(sum.1, more.1);
     });
-    let mut metrics: Vec<Metric> = samples.iter().map(|(labels, _)| metric(&LABELS, labels)).collect();
+    let (mut metrics, samples): (Vec<Metric>, Vec<Values>) =
+        samples.into_iter().map(|(labels, values)| (labels.metric(), values)).unzip();
     for (field, (name, help)) in COUNTS.into_iter().enumerate() {
-        out.counters(family(name), help.into(), &mut metrics, |at| samples[at].1.0[field])?;
+        out.counters(family(name), help.into(), &mut metrics, |at| samples[at].0[field])?;
     }
     let known =
-        metrics.into_iter().zip(&samples).filter_map(|(metric, (_, values))| Some((metric, values.1?)));
+        metrics.into_iter().zip(&samples).filter_map(|(metric, (_, drops))| Some((metric, (*drops)?)));
     let (mut metrics, drops): (Vec<Metric>, Vec<Drops>) = known.unzip();
     for ((name, help), value) in DROPS {
         out.counters(family(name), help.into(), &mut metrics, |at| value(&drops[at]))?;

@@ -6,13 +6,18 @@ use prometheus::{
     proto::{Bucket, Histogram, Metric, MetricType},
 };
 
-use super::exposition::{Exposition, UNKNOWN, float, merge, metric, values, with_label};
+use super::exposition::{Exposition, Labels, UNKNOWN, float, merge, with_label};
 use crate::{
     model::{Count, Drops, Snapshot, Traffic},
     output::format::short_id,
 };
 
 const LABELS: [&str; 4] = ["container", "id", "interface", "network"];
+
+const CONTAINER_LABELS: [&str; 8] =
+    ["id", "container", "image", "state", "engine", "compose_project", "compose_service", "network_mode"];
+const INTERFACE_LABELS: [&str; 8] =
+    ["id", "container", "interface", "network", "host_interface", "ifindex", "mac", "address"];
 
 /// What is counted under one label set.
 #[derive(Clone)]
@@ -57,8 +62,8 @@ const DROPS: [DropsField; 4] = [
 
 pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let series = series(snapshot);
-    let mut metrics: Vec<Metric> = series.iter().map(|(labels, _)| metric(&LABELS, labels)).collect();
-    let series: Vec<Series> = series.into_iter().map(|(_, series)| series).collect();
+    let (mut metrics, series): (Vec<Metric>, Vec<Series>) =
+        series.into_iter().map(|(labels, series)| (labels.metric(), series)).unzip();
     for (field, help, value) in FIELDS {
         for direction in &DIRECTIONS {
             let name = format!("netobs_container_{}_{field}_total", direction.name);
@@ -75,12 +80,12 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
     write_info(snapshot, out)
 }
 
-fn series(snapshot: &Snapshot) -> Vec<(Vec<String>, Series)> {
+fn series(snapshot: &Snapshot) -> Vec<(Labels, Series)> {
     let each = snapshot.containers.iter().flat_map(|container| {
         container.interfaces.iter().map(|interface| {
             let name = interface.name.as_deref().unwrap_or(UNKNOWN);
             let network = interface.network.as_deref().unwrap_or(UNKNOWN);
-            let labels = values([&container.name, short_id(&container.id), name, network]);
+            let labels = Labels::new(LABELS, [&container.name, short_id(&container.id), name, network]);
             (labels, Series { rx: interface.rx, tx: interface.tx, drops: interface.drops })
         })
     });
@@ -194,40 +199,43 @@ fn sizes(traffic: &Traffic) -> Histogram {
 fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let containers = snapshot.containers.iter().map(|container| {
         let compose = container.compose.as_ref();
-        let labels = values([
-            short_id(&container.id),
-            &container.name,
-            container.image.as_deref().unwrap_or_default(),
-            &container.state.to_string(),
-            &container.engine,
-            compose.map(|compose| compose.project.as_str()).unwrap_or_default(),
-            compose.map(|compose| compose.service.as_str()).unwrap_or_default(),
-            container.network_mode.as_deref().unwrap_or_default(),
-        ]);
+        let labels = Labels::new(
+            CONTAINER_LABELS,
+            [
+                short_id(&container.id),
+                &container.name,
+                container.image.as_deref().unwrap_or_default(),
+                &container.state.to_string(),
+                &container.engine,
+                compose.map(|compose| compose.project.as_str()).unwrap_or_default(),
+                compose.map(|compose| compose.service.as_str()).unwrap_or_default(),
+                container.network_mode.as_deref().unwrap_or_default(),
+            ],
+        );
         (labels, 1)
     });
-    let labels =
-        ["id", "container", "image", "state", "engine", "compose_project", "compose_service", "network_mode"];
     let help = "What is known of a container, for joins on id; always 1";
-    out.gauges("netobs_container_info", help, &labels, merge(containers, |_, _| ()))?;
+    out.gauges("netobs_container_info", help, merge(containers, |_, _| ()))?;
     let interfaces = snapshot.containers.iter().flat_map(|container| {
         container.interfaces.iter().map(|interface| {
             let addresses: Vec<_> = interface.addresses.iter().map(ToString::to_string).collect();
-            let labels = values([
-                short_id(&container.id),
-                &container.name,
-                interface.name.as_deref().unwrap_or(UNKNOWN),
-                interface.network.as_deref().unwrap_or(UNKNOWN),
-                interface.host_interface.as_deref().unwrap_or_default(),
-                &interface.host_ifindex.map(|ifindex| ifindex.to_string()).unwrap_or_default(),
-                interface.mac.as_deref().unwrap_or_default(),
-                &addresses.join(","),
-            ]);
+            let labels = Labels::new(
+                INTERFACE_LABELS,
+                [
+                    short_id(&container.id),
+                    &container.name,
+                    interface.name.as_deref().unwrap_or(UNKNOWN),
+                    interface.network.as_deref().unwrap_or(UNKNOWN),
+                    interface.host_interface.as_deref().unwrap_or_default(),
+                    &interface.host_ifindex.map(|ifindex| ifindex.to_string()).unwrap_or_default(),
+                    interface.mac.as_deref().unwrap_or_default(),
+                    &addresses.join(","),
+                ],
+            );
             (labels, 1)
         })
     });
-    let labels = ["id", "container", "interface", "network", "host_interface", "ifindex", "mac", "address"];
     let help = "What is known of a container's interface, for joins on id and interface; always 1. \
                 ifindex is the host interface's; addresses are separated by commas";
-    out.gauges("netobs_interface_info", help, &labels, merge(interfaces, |_, _| ()))
+    out.gauges("netobs_interface_info", help, merge(interfaces, |_, _| ()))
 }

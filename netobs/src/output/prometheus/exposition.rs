@@ -46,17 +46,16 @@ impl<'a> Exposition<'a> {
         self.family(name, help, MetricType::COUNTER, metrics)
     }
 
-    /// Gauges, each with its label values and its value.
+    /// Gauges, each with its labels and its value.
     pub fn gauges(
         &mut self,
         name: &str,
         help: &str,
-        labels: &[&str],
-        samples: impl IntoIterator<Item = (Vec<String>, u64)>,
+        samples: impl IntoIterator<Item = (Labels, u64)>,
     ) -> Result<(), Error> {
         let mut metrics = Vec::new();
-        for (values, value) in samples {
-            let mut metric = metric(labels, &values);
+        for (labels, value) in samples {
+            let mut metric = labels.metric();
             let mut gauge = Gauge::default();
             gauge.set_value(float(value));
             metric.set_gauge(gauge);
@@ -94,14 +93,11 @@ impl<'a> Exposition<'a> {
     }
 }
 
-/// Samples with equal label values become one, in the order in which they first came: Prometheus takes
-/// a second sample of a series for an error of the whole scrape.
-pub fn merge<V>(
-    samples: impl IntoIterator<Item = (Vec<String>, V)>,
-    add: impl Fn(&mut V, V),
-) -> Vec<(Vec<String>, V)> {
-    let mut places: HashMap<Vec<String>, usize> = HashMap::new();
-    let mut merged: Vec<(Vec<String>, V)> = Vec::new();
+/// Samples with equal labels become one, in the order in which they first came: Prometheus takes a second
+/// sample of a series for an error of the whole scrape.
+pub fn merge<V>(samples: impl IntoIterator<Item = (Labels, V)>, add: impl Fn(&mut V, V)) -> Vec<(Labels, V)> {
+    let mut places: HashMap<Labels, usize> = HashMap::new();
+    let mut merged: Vec<(Labels, V)> = Vec::new();
     for (labels, value) in samples {
         match places.get(&labels) {
             Some(&place) => add(&mut merged[place].1, value),
@@ -114,44 +110,57 @@ pub fn merge<V>(
     merged
 }
 
-/// Label values as they are written: what a name could do to a terminal or a page is made visible.
-pub fn values<const N: usize>(values: [&str; N]) -> Vec<String> {
-    values.map(|value| visible(value).into_owned()).into()
+/// A label set, all but its last value written as the format has it.
+///
+/// It becomes one pair: the encoder puts a pair's name where it belongs without looking at it (documented
+/// at `prometheus::Encoder::encode`), and a scrape of a large host is mostly the writing of the same labels
+/// again and again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Labels {
+    written: String,
+    last_value: String,
 }
 
-/// A metric with its labels written already, in one pair: the encoder puts a pair's name where it belongs
-/// without looking at it (documented at `prometheus::Encoder::encode`), and a scrape of a large host is
-/// mostly the writing of the same labels again and again.
-pub fn metric(labels: &[&str], values: &[String]) -> Metric {
-    let mut pairs = labels.iter().zip(values);
-    let Some((last, last_value)) = pairs.next_back() else { return Metric::default() };
-    let mut written = String::new();
-    for (label, value) in pairs {
-        written.push_str(label);
-        written.push_str("=\"");
-        // The format's escapes; line ends are gone already, by `visible`.
-        for character in value.chars() {
-            if matches!(character, '\\' | '"') {
-                written.push('\\');
+impl Labels {
+    /// What a value could do to a terminal or a page is made visible.
+    pub fn new<const N: usize>(names: [&str; N], values: [&str; N]) -> Self {
+        let mut pairs = names.into_iter().zip(values);
+        let Some((last, last_value)) = pairs.next_back() else { return Self::default() };
+        let mut written = String::with_capacity(names.iter().chain(&values).map(|text| text.len() + 2).sum());
+        for (name, value) in pairs {
+            written.push_str(name);
+            written.push_str("=\"");
+            // The format's escapes; line ends are gone already, by `visible`.
+            for character in visible(value).chars() {
+                if matches!(character, '\\' | '"') {
+                    written.push('\\');
+                }
+                written.push(character);
             }
-            written.push(character);
+            written.push_str("\",");
         }
-        written.push_str("\",");
+        written.push_str(last);
+        Self { written, last_value: visible(last_value).into_owned() }
     }
-    written.push_str(last);
-    Metric::from_label(vec![pair(written, last_value)])
+
+    pub fn metric(self) -> Metric {
+        if self.written.is_empty() {
+            return Metric::default();
+        }
+        Metric::from_label(vec![pair(self.written, self.last_value)])
+    }
 }
 
 /// `metric` with one label more.
 pub fn with_label(metric: &Metric, name: &str, value: &str) -> Metric {
     let labels = metric.get_label().iter().cloned();
-    Metric::from_label(labels.chain([pair(name.to_owned(), value)]).collect())
+    Metric::from_label(labels.chain([pair(name.to_owned(), value.to_owned())]).collect())
 }
 
-fn pair(name: String, value: &str) -> LabelPair {
+fn pair(name: String, value: String) -> LabelPair {
     let mut pair = LabelPair::default();
     pair.set_name(name);
-    pair.set_value(value.to_owned());
+    pair.set_value(value);
     pair
 }
 

@@ -5,7 +5,7 @@ use prometheus::{
     proto::{Bucket, Histogram, Metric, MetricType},
 };
 
-use super::exposition::{Exposition, float, merge, metric, values};
+use super::exposition::{Exposition, Labels, float, merge};
 use crate::{
     model::{Interface, InterfaceKind, Latency, Snapshot, Traffic, snapshot::LATENCY_BOUNDS_US},
     output::format::short_id,
@@ -30,16 +30,15 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
 
 fn write_networks(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let networks = snapshot.networks.iter().filter_map(|network| {
-        let labels =
-            values([&network.name, short_id(&network.id), &network.driver, network.bridge.as_deref()?]);
-        Some((labels, [network.rx, network.tx]))
+        let bridge = network.bridge.as_deref()?;
+        let values = [&network.name, short_id(&network.id), &network.driver, bridge];
+        Some((Labels::new(["network", "network_id", "driver", "bridge"], values), [network.rx, network.tx]))
     });
-    let labels = ["network", "network_id", "driver", "bridge"];
     let helps = [
         "that the host received from the network, by its bridge device; between containers not included",
         "that the host sent into the network, by its bridge device; between containers not included",
     ];
-    write_traffic("netobs_network", helps, &labels, networks, &[STACK, WIRE].concat(), out)
+    write_traffic("netobs_network", helps, networks, &[STACK, WIRE].concat(), out)
 }
 
 /// What is counted and belongs to no container or network, so that nothing observed is missing.
@@ -53,20 +52,19 @@ fn write_interfaces(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(),
             InterfaceKind::Veth => "veth",
             InterfaceKind::Bridge => "bridge",
         };
-        (values([&interface.name, kind]), [interface.rx, interface.tx])
+        (Labels::new(["host_interface", "kind"], [&interface.name, kind]), [interface.rx, interface.tx])
     });
     let helps = [
         "received by a host interface of no known container or network; the interface's own direction",
         "sent by a host interface of no known container or network; the interface's own direction",
     ];
-    write_traffic("netobs_interface", helps, &["host_interface", "kind"], orphans, &STACK, out)
+    write_traffic("netobs_interface", helps, orphans, &STACK, out)
 }
 
 fn write_traffic(
     prefix: &str,
     helps: [&str; 2],
-    labels: &[&str],
-    samples: impl Iterator<Item = (Vec<String>, Both)>,
+    samples: impl Iterator<Item = (Labels, Both)>,
     fields: &[Field],
     out: &mut Exposition<'_>,
 ) -> Result<(), Error> {
@@ -75,14 +73,15 @@ fn write_traffic(
             *sum += more;
         }
     });
-    let mut metrics: Vec<Metric> = samples.iter().map(|(values, _)| metric(labels, values)).collect();
+    let (mut metrics, samples): (Vec<Metric>, Vec<Both>) =
+        samples.into_iter().map(|(labels, both)| (labels.metric(), both)).unzip();
     for (field, value) in fields {
         for (at_direction, (direction, help)) in DIRECTIONS.into_iter().zip(helps).enumerate() {
             let name = format!("{prefix}_{direction}_{field}_total");
             let what = if field.ends_with("bytes") { "Bytes" } else { "Packets" };
             let wire = if field.starts_with("wire") { ", as on a wire" } else { "" };
             let help = format!("{what} {help}{wire}");
-            out.counters(name, help, &mut metrics, |at| value(&samples[at].1[at_direction]))?;
+            out.counters(name, help, &mut metrics, |at| value(&samples[at][at_direction]))?;
         }
     }
     Ok(())
@@ -90,13 +89,14 @@ fn write_traffic(
 
 fn write_unobserved(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     type Baselines = [(&'static str, fn(&Interface) -> u64); 2];
-    let labels = ["host_interface", "direction"];
     let mut write = |name: &str, what: &str, baselines: Baselines| {
         let samples = snapshot.interfaces.iter().flat_map(|interface| {
-            baselines.map(|(direction, value)| (values([&interface.name, direction]), value(interface)))
+            baselines.map(|(direction, value)| {
+                (Labels::new(["host_interface", "direction"], [&interface.name, direction]), value(interface))
+            })
         });
         let help = format!("{what} that the kernel had counted on the interface before netobs was attached");
-        out.gauges(name, &help, &labels, merge(samples, |sum, more| *sum += more))
+        out.gauges(name, &help, merge(samples, |sum, more| *sum += more))
     };
     write(
         "netobs_interface_unobserved_packets",
@@ -113,7 +113,7 @@ fn write_unobserved(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(),
 fn write_agent(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let agent = &snapshot.agent;
     let mut one = |name: &str, help: &str, count: usize| {
-        out.gauges(name, help, &[], [(Vec::new(), u64::try_from(count).unwrap_or(u64::MAX))])
+        out.gauges(name, help, [(Labels::default(), u64::try_from(count).unwrap_or(u64::MAX))])
     };
     one("netobs_attached_interfaces", "Interfaces that netobs counts on", agent.attached_interfaces)?;
     one(
@@ -127,14 +127,17 @@ fn write_agent(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Erro
         agent.unattributed_interfaces,
     )?;
     // Two endpoints of one engine: it is up if either answers.
-    let engines = snapshot.engines.iter().map(|engine| (values([&engine.name]), u64::from(engine.connected)));
+    let engines = snapshot
+        .engines
+        .iter()
+        .map(|engine| (Labels::new(["engine"], [&engine.name]), u64::from(engine.connected)));
     let engines = merge(engines, |up, other| *up |= other);
-    out.gauges("netobs_engine_up", "1 if the container engine answers", &["engine"], engines)?;
-    let degraded = agent.degraded.iter().map(|(feature, _)| (values([feature]), 1));
+    out.gauges("netobs_engine_up", "1 if the container engine answers", engines)?;
+    let degraded = agent.degraded.iter().map(|(feature, _)| (Labels::new(["feature"], [feature]), 1));
     let degraded = merge(degraded, |_, _| ());
-    out.gauges("netobs_degraded", "1 for each feature that cannot work here", &["feature"], degraded)?;
-    let version = [(values([env!("CARGO_PKG_VERSION")]), 1)];
-    out.gauges("netobs_build_info", "Version of netobs; always 1", &["version"], version)
+    out.gauges("netobs_degraded", "1 for each feature that cannot work here", degraded)?;
+    let version = [(Labels::new(["version"], [env!("CARGO_PKG_VERSION")]), 1)];
+    out.gauges("netobs_build_info", "Version of netobs; always 1", version)
 }
 
 fn write_attach_latency(latency: &Latency, out: &mut Exposition<'_>) -> Result<(), Error> {

@@ -22,6 +22,7 @@ pub fn draw(frame: &mut Frame, area: Rect, view: &View) {
     let lines = lines(container);
     let room = usize::from(area.height.saturating_sub(2));
     let last = u16::try_from(lines.len().saturating_sub(room)).unwrap_or(u16::MAX);
+    view.scroll_end.set(last);
     let text = Paragraph::new(lines).scroll((view.scroll.min(last), 0));
     frame.render_widget(text.block(framed(escape(&container.name))), area);
 }

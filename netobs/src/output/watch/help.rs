@@ -49,6 +49,7 @@ pub fn draw(frame: &mut Frame, area: Rect, view: &View, snapshot: &Snapshot) {
     lines.push(Line::styled("What is shown", BOLD));
     lines.extend(MEANINGS.iter().map(|meaning| Line::from(format!("  {meaning}"))));
     let last = u16::try_from(lines.len().saturating_sub(1)).unwrap_or(u16::MAX);
+    view.scroll_end.set(last);
     let text = Paragraph::new(lines).wrap(Wrap { trim: false }).scroll((view.scroll.min(last), 0));
     frame.render_widget(text.block(framed("help".into())), area);
 }

@@ -1,6 +1,6 @@
 //! What is on the screen: the snapshot shown, and how to look at it.
 
-use std::cmp::Ordering;
+use std::{cell::Cell, cmp::Ordering};
 
 use crossterm::event::KeyEvent;
 
@@ -118,6 +118,8 @@ pub struct View {
     pub detail: Option<String>,
     /// First line of the detail pane or help that is shown.
     pub scroll: u16,
+    /// Furthest that there is to scroll; known when it has been drawn.
+    pub scroll_end: Cell<u16>,
     pub help: bool,
 }
 
@@ -138,6 +140,7 @@ impl View {
             row: 0,
             detail: None,
             scroll: 0,
+            scroll_end: Cell::new(u16::MAX),
             help: false,
         };
         view.set_filter(filter.unwrap_or_default());
@@ -234,8 +237,10 @@ impl View {
             Action::PageUp => self.scroll.saturating_sub(page),
             Action::PageDown => self.scroll.saturating_add(page),
             Action::First => 0,
+            Action::Last => u16::MAX,
             _ => return false,
-        };
+        }
+        .min(self.scroll_end.get());
         true
     }
 

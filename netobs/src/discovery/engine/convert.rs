@@ -1,0 +1,190 @@
+//! From the Engine API's answers to the model's types. Whatever is missing in an answer stays empty.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use bollard::models::{
+    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings,
+    Network,
+};
+
+use crate::model::{Compose, ContainerInfo, ContainerState, Endpoint, NetworkInfo, Subnet};
+
+/// Names and labels longer than that are cut: they are anybody's data.
+const LONGEST_TEXT: usize = 4096;
+
+/// Digits of a network's ID in the name of its bridge (libnetwork's bridge driver).
+const BRIDGE_ID_LEN: usize = 12;
+
+/// `GET /containers/{id}/json`
+pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<ContainerInfo> {
+    let config = answer.config.unwrap_or_default();
+    let networks = answer.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let mut endpoints: Vec<Endpoint> =
+        networks.into_iter().map(|(name, settings)| endpoint(name, settings)).collect();
+    endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+    let state = answer.state.unwrap_or_default();
+    Some(ContainerInfo {
+        id: answer.id.filter(|id| !id.is_empty())?,
+        name: text(answer.name.as_deref().unwrap_or_default().trim_start_matches('/')),
+        image: text(config.image.as_deref().unwrap_or_default()),
+        state: status(&state),
+        engine: engine.to_owned(),
+        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
+        compose: compose(&config.labels.unwrap_or_default()),
+        network_mode: match answer.host_config.and_then(|config| config.network_mode).as_deref() {
+            Some("default") => "bridge".to_owned(),
+            mode => text(mode.unwrap_or_default()),
+        },
+        endpoints,
+    })
+}
+
+/// What the attributes of a container's event say of it (`GET /events`, `Actor.Attributes`).
+pub fn from_event(engine: &str, id: &str, attributes: &HashMap<String, String>) -> ContainerInfo {
+    let attribute = |key: &str| text(attributes.get(key).map_or("", String::as_str));
+    ContainerInfo {
+        id: id.to_owned(),
+        name: attribute("name"),
+        image: attribute("image"),
+        state: ContainerState::Created,
+        engine: engine.to_owned(),
+        compose: compose(attributes),
+        ..ContainerInfo::default()
+    }
+}
+
+/// `GET /networks`
+pub fn network(engine: &str, answer: Network) -> Option<NetworkInfo> {
+    let id = answer.id.filter(|id| !id.is_empty())?;
+    let driver = answer.driver.unwrap_or_default();
+    let options = answer.options.unwrap_or_default();
+    let bridge = options.get("com.docker.network.bridge.name").filter(|name| !name.is_empty()).cloned().or_else(
+        || (driver == "bridge" && engine == "docker").then(|| format!("br-{}", prefix(&id, BRIDGE_ID_LEN))),
+    );
+    let subnets = answer
+        .ipam
+        .and_then(|ipam| ipam.config)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|config| Some(Subnet { subnet: config.subnet?, gateway: config.gateway }))
+        .collect();
+    Some(NetworkInfo {
+        id,
+        name: text(answer.name.as_deref().unwrap_or_default()),
+        driver,
+        engine: engine.to_owned(),
+        bridge,
+        internal: answer.internal.unwrap_or_default(),
+        subnets,
+    })
+}
+
+fn endpoint(network: String, settings: EndpointSettings) -> Endpoint {
+    let addresses = [settings.ip_address, settings.global_ipv6_address]
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address.parse::<IpAddr>().ok())
+        .collect();
+    Endpoint {
+        network: text(&network),
+        network_id: settings.network_id.unwrap_or_default(),
+        addresses,
+        mac: settings.mac_address.filter(|mac| !mac.is_empty()),
+    }
+}
+
+fn status(state: &ApiState) -> ContainerState {
+    match state.status {
+        Some(ContainerStateStatusEnum::CREATED) => ContainerState::Created,
+        Some(ContainerStateStatusEnum::RUNNING) => ContainerState::Running,
+        Some(ContainerStateStatusEnum::PAUSED) => ContainerState::Paused,
+        Some(ContainerStateStatusEnum::RESTARTING) => ContainerState::Restarting,
+        Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::EXITED) => ContainerState::Exited,
+        Some(ContainerStateStatusEnum::DEAD) => ContainerState::Dead,
+        _ => ContainerState::Unknown,
+    }
+}
+
+fn compose(labels: &HashMap<String, String>) -> Option<Compose> {
+    let label = |suffix: &str| {
+        ["com.docker.compose", "io.podman.compose"]
+            .iter()
+            .find_map(|prefix| labels.get(&format!("{prefix}.{suffix}")))
+            .map(|value| text(value))
+    };
+    Some(Compose { project: label("project")?, service: label("service").unwrap_or_default() })
+}
+
+fn text(text: &str) -> String {
+    prefix(text, LONGEST_TEXT).to_owned()
+}
+
+/// At most `max` bytes, whole characters.
+fn prefix(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_container() {
+        let answer = serde_json::from_value(serde_json::json!({
+            "Id": "ab".repeat(32),
+            "Name": "/web",
+            "State": {"Status": "running", "Pid": 4711},
+            "Config": {"Image": "nginx:1", "Labels": {
+                "com.docker.compose.project": "shop", "com.docker.compose.service": "front"}},
+            "HostConfig": {"NetworkMode": "default"},
+            "NetworkSettings": {"Networks": {
+                "b": {"NetworkID": "n2", "IPAddress": "172.18.0.3", "GlobalIPv6Address": "fd00::3",
+                      "MacAddress": "02:42:ac:12:00:03"},
+                "a": {"NetworkID": "n1", "IPAddress": ""}}}
+        }))
+        .expect("an answer");
+        let info = container("docker", answer).expect("a container");
+        assert_eq!((info.name.as_str(), info.image.as_str(), info.pid), ("web", "nginx:1", Some(4711)));
+        assert_eq!(info.state, ContainerState::Running);
+        assert_eq!(info.network_mode, "bridge");
+        assert_eq!(info.compose, Some(Compose { project: "shop".into(), service: "front".into() }));
+        assert_eq!(info.endpoints.len(), 2);
+        assert_eq!((info.endpoints[0].network.as_str(), info.endpoints[0].addresses.len()), ("a", 0));
+        assert_eq!(info.endpoints[1].addresses.len(), 2);
+    }
+
+    #[test]
+    fn a_stopped_container_has_no_process() {
+        let answer = serde_json::from_value(serde_json::json!({
+            "Id": "cd".repeat(32), "State": {"Status": "exited", "Pid": 0}
+        }))
+        .expect("an answer");
+        let info = container("docker", answer).expect("a container");
+        assert_eq!((info.pid, info.state), (None, ContainerState::Exited));
+        assert!(container("docker", ContainerInspectResponse::default()).is_none(), "no ID, no container");
+    }
+
+    #[test]
+    fn names_of_bridges() {
+        let bridge = |json: serde_json::Value, engine| {
+            let answer = serde_json::from_value(json).expect("an answer");
+            network(engine, answer).expect("a network").bridge
+        };
+        let id = "5d170daf5b6e".repeat(5);
+        let named = serde_json::json!({"Id": id, "Name": "bridge", "Driver": "bridge",
+            "Options": {"com.docker.network.bridge.name": "docker0"}});
+        assert_eq!(bridge(named, "docker").as_deref(), Some("docker0"));
+        let unnamed = serde_json::json!({"Id": id, "Name": "myapp", "Driver": "bridge"});
+        assert_eq!(bridge(unnamed.clone(), "docker").as_deref(), Some("br-5d170daf5b6e"));
+        assert_eq!(bridge(unnamed, "podman"), None);
+        let host = serde_json::json!({"Id": id, "Name": "host", "Driver": "host"});
+        assert_eq!(bridge(host, "docker"), None);
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        assert_eq!(prefix("aé", 2), "a");
+        assert_eq!(text(&"é".repeat(LONGEST_TEXT)).len(), LONGEST_TEXT);
+    }
+}

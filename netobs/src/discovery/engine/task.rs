@@ -1,0 +1,279 @@
+//! One engine, for as long as the program runs: connect, list, follow the events, and again.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    errors::Error,
+    models::{EventMessage, EventMessageTypeEnum},
+    query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions},
+};
+use futures_util::{StreamExt as _, stream};
+use tokio::{net::UnixStream, sync::mpsc, time::sleep};
+
+use super::convert;
+use crate::model::{ContainerInfo, ContainerState, EngineStatus, Update};
+
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
+
+/// An answer that takes longer is none.
+const REQUEST_TIMEOUT_SECONDS: u64 = 10;
+
+/// Between two attempts to connect, growing.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// Containers that are inspected at a time.
+const INSPECT_AT_ONCE: usize = 8;
+
+/// An engine to follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineTask {
+    /// `docker` or `podman`; what containers and status lines are labelled with.
+    pub name: String,
+    pub socket: PathBuf,
+}
+
+/// The main loop has ended: nobody listens any more.
+struct Closed;
+
+/// `$DOCKER_HOST` if it is a local socket, else Docker's usual one; and Podman's, where there is one.
+pub fn default_sockets() -> Vec<EngineTask> {
+    let task = |name: &str, socket: &str| EngineTask { name: name.to_owned(), socket: socket.into() };
+    let configured = std::env::var("DOCKER_HOST").unwrap_or_default();
+    let docker = configured.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+    let mut tasks = vec![task("docker", docker.unwrap_or(DOCKER_SOCKET))];
+    if Path::new(PODMAN_SOCKET).exists() {
+        tasks.push(task("podman", PODMAN_SOCKET));
+    }
+    tasks
+}
+
+impl EngineTask {
+    /// Follows the engine until nobody listens. It may come, go and restart at any time.
+    pub async fn run(self, updates: mpsc::Sender<Update>) {
+        let mut follower =
+            Follower { task: self, updates, status: None, known: BTreeMap::new() };
+        let mut pause = RETRY_FIRST;
+        loop {
+            let was_connected = match follower.follow().await {
+                Ok(was_connected) => was_connected,
+                Err(Closed) => return,
+            };
+            pause = if was_connected { RETRY_FIRST } else { (pause * 2).min(RETRY_LAST) };
+            sleep(pause).await;
+        }
+    }
+}
+
+struct Follower {
+    task: EngineTask,
+    updates: mpsc::Sender<Update>,
+    /// Last told.
+    status: Option<EngineStatus>,
+    /// Containers as last told; bounded by what the engine has.
+    known: BTreeMap<String, ContainerInfo>,
+}
+
+impl Follower {
+    /// One connection, from beginning to end. Whether there was one.
+    async fn follow(&mut self) -> Result<bool, Closed> {
+        let docker = match self.connect().await {
+            Ok(docker) => docker,
+            Err(problem) => return self.disconnected(problem).await.map(|()| false),
+        };
+        let version = match docker.version().await {
+            Ok(answer) => answer.version,
+            Err(error) => return self.disconnected(error.to_string()).await.map(|()| false),
+        };
+        // Before listing, so that nothing falls between. The request is sent at the first poll.
+        let mut events = Box::pin(docker.events(Some(EventsOptions::default())));
+        let mut early = Vec::new();
+        let mut listing = Box::pin(list(&self.task.name, &docker));
+        let listed = loop {
+            tokio::select! {
+                biased;
+                event = events.next() => match event {
+                    Some(Ok(event)) => early.push(event),
+                    Some(Err(error)) => break Err(error.to_string()),
+                    None => break Err("the engine ended the stream of events".to_owned()),
+                },
+                listed = &mut listing => break listed.map_err(|error| error.to_string()),
+            }
+        };
+        drop(listing);
+        let (networks, containers) = match listed {
+            Ok(listed) => listed,
+            Err(problem) => return self.disconnected(problem).await.map(|()| false),
+        };
+        self.status(true, version, None).await?;
+        self.known = containers.iter().map(|info| (info.id.clone(), info.clone())).collect();
+        let engine = self.task.name.clone();
+        self.tell(Update::Networks { engine: engine.clone(), networks }).await?;
+        self.tell(Update::Containers { engine, containers }).await?;
+        for event in early {
+            self.event(&docker, event).await?;
+        }
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => self.event(&docker, event).await?,
+                    Some(Err(error)) => {
+                        self.disconnected(error.to_string()).await?;
+                        return Ok(true);
+                    }
+                    None => {
+                        self.disconnected("the engine ended the stream of events".to_owned()).await?;
+                        return Ok(true);
+                    }
+                },
+                () = self.updates.closed() => return Err(Closed),
+            }
+        }
+    }
+
+    /// A client for an engine that is there, or what to do.
+    async fn connect(&self) -> Result<Docker, String> {
+        let socket = &self.task.socket;
+        // The client would only say that it could not; the system says why.
+        UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => format!("no socket at {}", socket.display()),
+            io::ErrorKind::PermissionDenied => {
+                format!("{}: permission denied; run as root or join the group that owns it", socket.display())
+            }
+            _ => format!("{}: {error}", socket.display()),
+        })?;
+        let path = socket.to_str().ok_or_else(|| "the socket's path is not UTF-8".to_owned())?;
+        let docker = Docker::connect_with_unix(path, REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION)
+            .map_err(|error| error.to_string())?;
+        docker.negotiate_version().await.map_err(|error| format!("{}: {error}", socket.display()))
+    }
+
+    async fn event(&mut self, docker: &Docker, event: EventMessage) -> Result<(), Closed> {
+        let actor = event.actor.unwrap_or_default();
+        let (Some(id), Some(action)) = (actor.id, event.action) else { return Ok(()) };
+        let attributes = actor.attributes.unwrap_or_default();
+        match event.typ {
+            Some(EventMessageTypeEnum::CONTAINER) => match action.as_str() {
+                "destroy" | "remove" => {
+                    self.known.remove(&id);
+                    self.tell(Update::Removed { id }).await
+                }
+                "create" => {
+                    // It may be gone before it can be asked.
+                    let info = convert::from_event(&self.task.name, &id, &attributes);
+                    self.known.insert(id.clone(), info.clone());
+                    self.tell(Update::Container(info)).await?;
+                    self.inspect(docker, &id, &attributes, &action).await
+                }
+                "start" | "restart" | "unpause" | "pause" | "die" | "died" | "stop" | "rename" => {
+                    self.inspect(docker, &id, &attributes, &action).await
+                }
+                _ => Ok(()),
+            },
+            Some(EventMessageTypeEnum::NETWORK) => match action.as_str() {
+                "create" | "destroy" | "remove" => self.networks(docker).await,
+                "connect" | "disconnect" => match attributes.get("container").cloned() {
+                    Some(container) if self.known.contains_key(&container) => {
+                        self.inspect(docker, &container, &std::collections::HashMap::new(), &action).await
+                    }
+                    _ => Ok(()),
+                },
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for one container; if it is gone, what the event and earlier answers said must do.
+    async fn inspect(
+        &mut self,
+        docker: &Docker,
+        id: &str,
+        attributes: &std::collections::HashMap<String, String>,
+        action: &str,
+    ) -> Result<(), Closed> {
+        let answer = docker.inspect_container(id, None::<InspectContainerOptions>).await;
+        let info = match answer.map(|answer| convert::container(&self.task.name, answer)) {
+            Ok(Some(info)) => info,
+            Ok(None) => return Ok(()),
+            Err(_) => {
+                let mut info = self
+                    .known
+                    .get(id)
+                    .cloned()
+                    .unwrap_or_else(|| convert::from_event(&self.task.name, id, attributes));
+                if matches!(action, "die" | "died" | "stop") {
+                    info.state = ContainerState::Exited;
+                    info.pid = None;
+                }
+                info
+            }
+        };
+        self.known.insert(id.to_owned(), info.clone());
+        self.tell(Update::Container(info)).await
+    }
+
+    async fn networks(&mut self, docker: &Docker) -> Result<(), Closed> {
+        // A failure shows in the event stream too, and everything is listed anew then.
+        let Ok(answer) = docker.list_networks(None::<ListNetworksOptions>).await else { return Ok(()) };
+        let engine = self.task.name.clone();
+        let networks =
+            answer.into_iter().filter_map(|network| convert::network(&engine, network)).collect();
+        self.tell(Update::Networks { engine, networks }).await
+    }
+
+    async fn disconnected(&mut self, problem: String) -> Result<(), Closed> {
+        self.status(false, None, Some(problem)).await
+    }
+
+    /// Tells what has changed.
+    async fn status(
+        &mut self,
+        connected: bool,
+        version: Option<String>,
+        problem: Option<String>,
+    ) -> Result<(), Closed> {
+        let status = EngineStatus {
+            name: self.task.name.clone(),
+            endpoint: format!("unix://{}", self.task.socket.display()),
+            connected,
+            version,
+            problem,
+        };
+        if self.status.as_ref() == Some(&status) {
+            return if self.updates.is_closed() { Err(Closed) } else { Ok(()) };
+        }
+        self.status = Some(status.clone());
+        self.tell(Update::Engine(status)).await
+    }
+
+    async fn tell(&self, update: Update) -> Result<(), Closed> {
+        self.updates.send(update).await.map_err(|_| Closed)
+    }
+}
+
+/// All networks and all containers, stopped ones included.
+async fn list(
+    engine: &str,
+    docker: &Docker,
+) -> Result<(Vec<crate::model::NetworkInfo>, Vec<ContainerInfo>), Error> {
+    let networks = docker.list_networks(None::<ListNetworksOptions>).await?;
+    let networks = networks.into_iter().filter_map(|network| convert::network(engine, network)).collect();
+    let all = ListContainersOptions { all: true, ..ListContainersOptions::default() };
+    let ids = docker.list_containers(Some(all)).await?.into_iter().filter_map(|container| container.id);
+    let containers = stream::iter(ids)
+        .map(|id| async move { docker.inspect_container(&id, None::<InspectContainerOptions>).await })
+        .buffer_unordered(INSPECT_AT_ONCE)
+        // One that was removed since it was listed is not there any more.
+        .filter_map(|answer| async move { convert::container(engine, answer.ok()?) })
+        .collect()
+        .await;
+    Ok((networks, containers))
+}
