@@ -131,6 +131,7 @@ fn drops_that_are_not_known_are_left_out() {
 fn write_examples() {
     let directory = std::env::var("NETOBS_EXAMPLE").expect("NETOBS_EXAMPLE");
     let save = |name: &str, text: String| std::fs::write(format!("{directory}/{name}"), text).expect("write");
+    save("snapshot.json", crate::output::json::line(&fixture::snapshot()).expect("line"));
     save("metrics.prom", encode(&fixture::snapshot()).expect("text"));
     save("cadvisor.prom", encode_cadvisor(&fixture::snapshot()).expect("text"));
     let mut large = fixture::snapshot();

@@ -159,9 +159,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// Those that are missed least go first: packets, then totals of what the rates say, then drops.
+    /// Those that are missed least go first: packets per second, then the share of non-TCP, totals, drops.
     fn of(width: u16) -> Self {
-        const LEAVE: [usize; 8] = [4, 5, 8, 6, 7, 9, 1, 3];
+        const LEAVE: [&[usize]; 5] = [&[4, 5], &[8], &[6, 7], &[9], &[1]];
         let mut columns: Vec<usize> = (0..table::HEADER.len()).collect();
         let text = |column: usize| if column == 0 { 16 } else { 14 };
         let of = |column: usize| if column < 2 { text(column) } else { NUMBER_WIDTHS[column - 2] };
@@ -170,7 +170,7 @@ impl Plan {
             if total(&columns) <= width {
                 break;
             }
-            columns.retain(|&column| column != leave);
+            columns.retain(|column| !leave.contains(column));
         }
         let rest = width.saturating_sub(total(&columns));
         // Names get a part of what is left, the sparkline the rest.

@@ -1,0 +1,99 @@
+//! `cargo xtask ebpf`: the kernel object, built so that the same sources give the same bytes anywhere.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    process::{output, root, run as run_command, target},
+    setup::{self, Tools},
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+pub fn run(check: bool) -> anyhow::Result<()> {
+    let tools = setup::run(false).context("`cargo xtask setup` gets what is missing")?;
+    let committed = root().join("netobs/bpf/netobs.bpf.o");
+    let built = build(&tools)?;
+    let bytes = fs::read(&built)?;
+    if check {
+        let there = fs::read(&committed).with_context(|| format!("read {}", committed.display()))?;
+        if there != bytes {
+            bail!(
+                "{} is not the build of these sources ({} bytes, the build has {}): run `cargo xtask ebpf` \
+                 and commit it. This was {} with {}",
+                committed.display(),
+                there.len(),
+                bytes.len(),
+                output(Command::new("rustc").arg("--version"))?,
+                tools.bpf_linker.display(),
+            );
+        }
+        println!("{} is the build of these sources", committed.display());
+        return Ok(());
+    }
+    fs::create_dir_all(committed.parent().unwrap_or(Path::new(".")))?;
+    fs::write(&committed, &bytes)?;
+    println!("{}: {} bytes", committed.display(), bytes.len());
+    run_command(Command::new("sha256sum").arg(&committed))
+}
+
+/// Clippy for the kernel programs, warnings as errors.
+pub fn clippy(tools: &Tools) -> anyhow::Result<()> {
+    run_command(cargo(tools, "clippy")?.args(["--", "-D", "warnings"]))
+}
+
+/// Builds and strips the object; where it is.
+fn build(tools: &Tools) -> anyhow::Result<PathBuf> {
+    run_command(&mut cargo(tools, "build")?)?;
+    let folder = target().join("ebpf");
+    let unstripped = folder.join(TARGET).join("release/netobs");
+    let stripped = folder.join("netobs.bpf.o");
+    // Debug information holds the paths of the library sources.
+    run_command(Command::new(&tools.llvm_strip).arg("-g").arg("-o").arg(&stripped).arg(&unstripped))?;
+    Ok(stripped)
+}
+
+/// Cargo for the kernel programs: the stable compiler with the switches that building `core` needs, and
+/// without any path of this machine in what it makes.
+fn cargo(tools: &Tools, subcommand: &str) -> anyhow::Result<Command> {
+    let registry = PathBuf::from(
+        std::env::var_os("CARGO_HOME")
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo").into()))
+            .context("neither CARGO_HOME nor HOME is set")?,
+    )
+    .join("registry/src");
+    let mut flags = vec![
+        "-C".to_owned(),
+        format!("linker={}", tools.bpf_linker.display()),
+        "-C".to_owned(),
+        "link-arg=--btf".to_owned(),
+        "-C".to_owned(),
+        "debuginfo=2".to_owned(),
+    ];
+    // Line information names the registry's folder, which is another on another machine.
+    for entry in fs::read_dir(&registry).into_iter().flatten().filter_map(Result::ok) {
+        flags.push(format!("--remap-path-prefix={}=/registry", entry.path().display()));
+    }
+    flags.push(format!("--remap-path-prefix={}=/netobs", root().display()));
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(setup::ebpf_folder())
+        .args([subcommand, "--quiet", "--release", "--locked", "--target", TARGET, "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(target().join("ebpf"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_UNSTABLE_TRIM_PATHS", "true")
+        .env("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env_remove("RUSTFLAGS");
+    if let Some(folder) = &tools.rust_src {
+        // Cargo's own name for it; look again when the toolchain changes.
+        command.env("__CARGO_TESTS_ONLY_SRC_ROOT", folder.join("library"));
+    }
+    Ok(command)
+}

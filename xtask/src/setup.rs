@@ -1,0 +1,201 @@
+//! `cargo xtask setup`: the tools for building the kernel object, by whichever way works here.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::process::{self, find, is_root, output, root, target};
+
+/// The newest that works with this toolchain's LLVM.
+const BPF_LINKER_VERSION: &str = "0.10.3";
+
+/// A folder or a .tar.xz with `library/` in it, for machines where nothing else works.
+const RUST_SRC_VARIABLE: &str = "NETOBS_RUST_SRC";
+
+/// Where things were found.
+pub struct Tools {
+    pub bpf_linker: PathBuf,
+    pub llvm_strip: PathBuf,
+    /// The folder that has `library/Cargo.toml`; none: the toolchain has it itself.
+    pub rust_src: Option<PathBuf>,
+}
+
+pub fn run(rustup: bool) -> anyhow::Result<Tools> {
+    let tools = Tools {
+        bpf_linker: bpf_linker().context("bpf-linker")?,
+        llvm_strip: llvm_strip().context("llvm-strip")?,
+        rust_src: rust_src(rustup).context("library sources")?,
+    };
+    println!("bpf-linker {BPF_LINKER_VERSION}: {}", tools.bpf_linker.display());
+    println!("llvm-strip: {}", tools.llvm_strip.display());
+    match &tools.rust_src {
+        Some(folder) => println!("library sources: {}", folder.display()),
+        None => println!("library sources: in the toolchain"),
+    }
+    Ok(tools)
+}
+
+fn tools_folder() -> PathBuf {
+    target().join("tools")
+}
+
+fn bpf_linker() -> anyhow::Result<PathBuf> {
+    let own = tools_folder().join("bin/bpf-linker");
+    for candidate in [Some(own.clone()), find("bpf-linker")].into_iter().flatten() {
+        let version = Command::new(&candidate).arg("--version").output();
+        if version.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(BPF_LINKER_VERSION)) {
+            return Ok(candidate);
+        }
+    }
+    println!("building bpf-linker {BPF_LINKER_VERSION}, about a minute");
+    process::run(Command::new("cargo")
+        .args(["install", "--locked", "--quiet", "--root"])
+        .arg(tools_folder())
+        .arg(format!("bpf-linker@{BPF_LINKER_VERSION}"))
+        // Not this repository's settings, and not its build folder either.
+        .env_remove("CARGO_TARGET_DIR")
+        .current_dir(std::env::temp_dir()))?;
+    Ok(own)
+}
+
+fn llvm_strip() -> anyhow::Result<PathBuf> {
+    if let Some(found) = find("llvm-strip") {
+        return Ok(found);
+    }
+    if is_root() {
+        process::run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", "llvm"]))?;
+        return find("llvm-strip").context("the package llvm has no llvm-strip");
+    }
+    bail!("not on PATH; install the distribution's llvm package")
+}
+
+fn rust_src(rustup: bool) -> anyhow::Result<Option<PathBuf>> {
+    let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]))?);
+    let in_toolchain = sysroot.join("lib/rustlib/src/rust/library/Cargo.toml");
+    if in_toolchain.exists() {
+        return Ok(None);
+    }
+    if rustup {
+        process::run(Command::new("rustup").args(["component", "add", "rust-src"]))?;
+        return Ok(None);
+    }
+    let folder = tools_folder().join(format!("rust-src-{}", rustc_version()?));
+    if let Some(found) = library_in(&folder) {
+        return Ok(Some(found));
+    }
+    let mut reasons = vec!["not in the toolchain (`--rustup` adds them)".to_owned()];
+    match from_environment(&folder) {
+        Ok(Some(found)) => return Ok(Some(found)),
+        Ok(None) => reasons.push(format!("{RUST_SRC_VARIABLE} is not set")),
+        Err(error) => reasons.push(format!("{RUST_SRC_VARIABLE}: {error:#}")),
+    }
+    match from_distribution(&folder) {
+        Ok(found) => return Ok(Some(found)),
+        Err(error) => reasons.push(format!("the distribution's package: {error:#}")),
+    }
+    bail!("{}", reasons.join("; "))
+}
+
+fn rustc_version() -> anyhow::Result<String> {
+    let text = output(Command::new("rustc").arg("--version"))?;
+    text.split(' ').nth(1).map(str::to_owned).context("version of rustc")
+}
+
+/// What somebody has set is meant, so it goes before a download.
+fn from_environment(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let Some(given) = std::env::var_os(RUST_SRC_VARIABLE).map(PathBuf::from) else { return Ok(None) };
+    if given.is_dir() {
+        return library_in(&given).map(Some).with_context(|| format!("no library/ in {}", given.display()));
+    }
+    fs::create_dir_all(folder)?;
+    process::run(Command::new("tar").arg("-C").arg(folder).arg("-xf").arg(&given))?;
+    library_in(folder).map(Some).with_context(|| format!("no library/ in {}", given.display()))
+}
+
+/// The package `rust-src` of exactly rustc's version from any suite of the distribution that the machine
+/// knows a mirror of; needs no root: apt gets lists and a cache of its own.
+fn from_distribution(folder: &Path) -> anyhow::Result<PathBuf> {
+    find("apt-get").context("no apt-get")?;
+    let version = rustc_version()?;
+    let apt = tools_folder().join("apt");
+    for part in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(apt.join(part))?;
+    }
+    let mirror = mirror().context("no mirror in apt's sources")?;
+    let suites: String = ["trixie", "trixie-backports", "forky", "sid"]
+        .iter()
+        .map(|suite| format!("deb {mirror} {suite} main\n"))
+        .collect();
+    fs::write(apt.join("sources.list"), suites)?;
+    let apt_get = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        for (option, value) in [
+            ("Dir::State::Lists", apt.join("lists")),
+            ("Dir::Etc::SourceList", apt.join("sources.list")),
+            ("Dir::Etc::SourceParts", PathBuf::from("-")),
+            ("Dir::Cache", apt.join("cache")),
+        ] {
+            command.arg("-o").arg(format!("{option}={}", value.display()));
+        }
+        command.args(["-qq", "-o", "APT::Sandbox::User="]).args(arguments).current_dir(&apt);
+        command
+    };
+    // A suite that the mirror does not have is no reason to stop.
+    let _ = process::run(&mut apt_get(&["update"]));
+    let mut policy = Command::new("apt-cache");
+    policy.args(["-o", &format!("Dir::State::Lists={}", apt.join("lists").display())]);
+    policy.args(["-o", &format!("Dir::Etc::SourceList={}", apt.join("sources.list").display())]);
+    policy.args(["-o", "Dir::Etc::SourceParts=-", "-o"]);
+    policy.arg(format!("Dir::Cache={}", apt.join("cache").display())).args(["madison", "rust-src"]);
+    let listed = output(&mut policy)?;
+    let package = listed
+        .lines()
+        .filter_map(|line| line.split('|').nth(1).map(str::trim))
+        .find(|found| found.starts_with(&format!("{version}+")) || *found == version)
+        .with_context(|| format!("no rust-src {version}"))?
+        .to_owned();
+    process::run(&mut apt_get(&["download", &format!("rust-src={package}")]))?;
+    let file = fs::read_dir(&apt)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get download left no package")?;
+    fs::create_dir_all(folder)?;
+    process::run(Command::new("dpkg").arg("-x").arg(&file).arg(folder))?;
+    fs::remove_file(&file)?;
+    library_in(folder).context("the package has no library/")
+}
+
+/// The first mirror in the machine's own sources.
+fn mirror() -> Option<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
+    }
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| {
+        text.lines()
+            .filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"))
+            .flat_map(str::split_whitespace)
+            .find(|word| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian"))
+            .map(str::to_owned)
+    })
+}
+
+/// The folder named `library` with the workspace of the library sources, here or below.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let packaged = fs::read_dir(folder.join("usr/src")).into_iter().flatten();
+    ["", "usr/lib/rustlib/src/rust"]
+        .iter()
+        .map(|below| folder.join(below))
+        .chain(packaged.filter_map(Result::ok).map(|entry| entry.path()))
+        .find(|folder| folder.join("library/Cargo.toml").exists())
+}
+
+/// The manifest's folder of the kernel programs.
+pub fn ebpf_folder() -> PathBuf {
+    root().join("netobs-ebpf")
+}

@@ -1,0 +1,144 @@
+//! `cargo xtask test`: everything there is to test here, and word of what had to be left out.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    engine::Engine,
+    process::{find, is_root, output, root, run as run_command, target},
+};
+
+/// Programs that tests use, and the distribution's packages that have them.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("busybox", "busybox-static"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("tmux", "tmux"),
+];
+
+/// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
+/// whether they need an engine.
+const AREAS: [(&str, bool, bool); 6] = [
+    ("cli", true, false),
+    ("classifier", true, false),
+    ("netns", false, false),
+    ("demo", false, false),
+    ("engine", false, true),
+    ("scale", false, false),
+];
+
+pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
+    let ci = ci || std::env::var_os("CI").is_some();
+    let mut left_out: Vec<String> = Vec::new();
+    let mut failed: Vec<&str> = Vec::new();
+    let root = root();
+
+    cargo_test(&["--workspace", "--exclude", "netobs-tests"], filter, &[], true)
+        .unwrap_or_else(|_| failed.push("unit tests"));
+
+    if !is_root() {
+        left_out.push("tests with network namespaces, containers and Prometheus: they need root".to_owned());
+        return finish(ci, &left_out, &failed);
+    }
+    for missing in install_programs() {
+        left_out.push(format!("tests that need {missing}: not installed and not to be had"));
+    }
+    run_command(Command::new("cargo").args(["build", "--locked", "--package", "netobs"]).current_dir(&root))?;
+    let skips = target().join("netobs-test-skips");
+    fs::write(&skips, "")?;
+    let binary = target().join("debug/netobs");
+    let mut environment: Vec<(&str, PathBuf)> = vec![("NETOBS_BIN", binary), ("NETOBS_TEST_SKIPS", skips.clone())];
+    let engine = match Engine::get() {
+        Ok(engine) => {
+            environment.push(("DOCKER_HOST", PathBuf::from(&engine.host)));
+            Some(engine)
+        }
+        Err(error) => {
+            left_out.push(format!("tests with containers: {error:#}"));
+            None
+        }
+    };
+    for (area, parallel, needs_engine) in AREAS {
+        if needs_engine && engine.is_none() {
+            continue;
+        }
+        cargo_test(&["--package", "netobs-tests", "--test", area], filter, &environment, parallel)
+            .unwrap_or_else(|_| failed.push(area));
+    }
+    left_out.extend(fs::read_to_string(&skips)?.lines().map(str::to_owned));
+    finish(ci, &left_out, &failed)
+}
+
+fn finish(ci: bool, left_out: &[String], failed: &[&str]) -> anyhow::Result<()> {
+    for reason in left_out {
+        println!("left out: {reason}");
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    if ci && !left_out.is_empty() {
+        bail!("here nothing may be left out");
+    }
+    println!("all tests passed{}", if left_out.is_empty() { "" } else { ", but for those left out" });
+    Ok(())
+}
+
+fn cargo_test(
+    what: &[&str],
+    filter: &[String],
+    environment: &[(&str, PathBuf)],
+    parallel: bool,
+) -> anyhow::Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--locked"]).args(what).arg("--").args(filter).current_dir(root());
+    if !parallel {
+        command.arg("--test-threads=1");
+    }
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    run_command(&mut command)
+}
+
+/// Gets what is missing; the packages that could not be had.
+fn install_programs() -> Vec<&'static str> {
+    let mut packages: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| find_anywhere(program).is_none()).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if packages.is_empty() || find("apt-get").is_none() {
+        return packages;
+    }
+    let installed = install(&packages);
+    if let Err(error) = &installed {
+        eprintln!("install {}: {error:#}", packages.join(" "));
+    }
+    packages.retain(|package| {
+        PROGRAMS.iter().any(|(program, of)| of == package && find_anywhere(program).is_none())
+    });
+    packages
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    // The distribution starts what it installs; the tests start their own.
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    if run_command(&mut command).is_err() {
+        output(Command::new("apt-get").args(["update", "-qq"])).context("apt-get update")?;
+        run_command(&mut command)?;
+    }
+    Ok(())
+}
+
+fn find_anywhere(program: &str) -> Option<PathBuf> {
+    find(program).or_else(|| {
+        ["/usr/sbin", "/sbin"].iter().map(|folder| PathBuf::from(folder).join(program)).find(|file| file.is_file())
+    })
+}
