@@ -36,6 +36,10 @@ fn main() -> ExitCode {
 /// Who read our output has had enough, as `head` does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        let io = cause.downcast_ref::<io::Error>().or_else(|| {
+            let csv = cause.downcast_ref::<csv::Error>()?;
+            if let csv::ErrorKind::Io(error) = csv.kind() { Some(error) } else { None }
+        });
+        io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
 }

@@ -1,6 +1,6 @@
 //! The loaded object: attach to an interface, read its counters, let it go.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{collections::BTreeMap, io, os::fd::{AsFd as _, BorrowedFd}, sync::atomic::Ordering};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -124,6 +124,11 @@ impl Observer {
         self.mode
     }
 
+    /// The loaded program of a direction, for `BPF_PROG_TEST_RUN`.
+    pub fn program(&self, ingress: bool) -> BorrowedFd<'_> {
+        if ingress { self.ingress.as_fd() } else { self.egress.as_fd() }
+    }
+
     pub fn attached(&self) -> usize {
         self.attachments.len()
     }
@@ -197,8 +202,7 @@ impl Observer {
     }
 
     fn attach_one(&mut self, ifindex: u32, ingress: bool) -> Result<Attached, AttachError> {
-        let program = if ingress { &self.ingress } else { &self.egress };
-        let program = program.as_fd();
+        let program = if ingress { self.ingress.as_fd() } else { self.egress.as_fd() };
         attach::attach(&mut self.netlink, program, self.mode, ifindex, ingress).map_err(|source| {
             if nix::net::if_::if_indextoname(ifindex).is_err() {
                 AttachError::Gone

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     snapshot::{
-        AgentHealth, Container, ContainerInterface, Drops, Interface, Network, Rates, SCHEMA_VERSION,
+        AgentHealth, Baseline, Container, ContainerInterface, Drops, Interface, Network, Rates, SCHEMA_VERSION,
         Snapshot,
     },
     state::{ContainerEntry, InterfaceEntry, Owner, Retired, State, is_live, shares_namespace},
@@ -107,6 +107,7 @@ impl State {
             interface.addresses.clone_from(&owner.inner.addresses);
             interface.rx += &live.egress;
             interface.tx += &live.ingress;
+            interface.before = interface.before + live.baseline.swapped();
             interface.rates = live.rates.map(Rates::swapped);
             interface.drops = sum_some(interface.drops, live.drops().map(Drops::swapped));
         }
@@ -118,10 +119,12 @@ impl State {
             .chain(info.endpoints.iter().map(|endpoint| endpoint.network.clone()))
             .collect();
         let (mut rx, mut tx) = (Traffic::default(), Traffic::default());
+        let mut before = Baseline::default();
         let (mut rates, mut drops) = (None, None);
         for interface in &interfaces {
             rx += &interface.rx;
             tx += &interface.tx;
+            before = before + interface.before;
             rates = sum_some(rates, interface.rates);
             drops = sum_some(drops, interface.drops);
         }
@@ -140,6 +143,7 @@ impl State {
             interfaces,
             rx,
             tx,
+            before,
             rates,
             drops,
         }
@@ -234,6 +238,7 @@ fn ended_interface((name, network): &(String, Option<String>), retired: &Retired
         addresses: retired.addresses.clone(),
         rx: retired.rx,
         tx: retired.tx,
+        before: retired.before,
         drops: retired.drops,
         ..ContainerInterface::default()
     }
@@ -263,6 +268,20 @@ impl std::ops::Add for Rates {
     }
 }
 
+impl std::ops::Add for Baseline {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            rx_packets: self.rx_packets + other.rx_packets,
+            rx_bytes: self.rx_bytes + other.rx_bytes,
+            tx_packets: self.tx_packets + other.tx_packets,
+            tx_bytes: self.tx_bytes + other.tx_bytes,
+            uncertain_packets: self.uncertain_packets + other.uncertain_packets,
+        }
+    }
+}
+
 impl std::ops::Add for Drops {
     type Output = Self;
 
@@ -284,6 +303,18 @@ impl Rates {
             rx_bits_per_second: self.tx_bits_per_second,
             tx_packets_per_second: self.rx_packets_per_second,
             tx_bits_per_second: self.rx_bits_per_second,
+        }
+    }
+}
+
+impl Baseline {
+    pub(super) fn swapped(self) -> Self {
+        Self {
+            rx_packets: self.tx_packets,
+            rx_bytes: self.tx_bytes,
+            tx_packets: self.rx_packets,
+            tx_bytes: self.rx_bytes,
+            uncertain_packets: self.uncertain_packets,
         }
     }
 }

@@ -56,9 +56,11 @@ pub struct Container {
     pub endpoints: Vec<Endpoint>,
     /// Keys into [`Snapshot::interfaces`] are the host names; here are those inside.
     pub interfaces: Vec<ContainerInterface>,
-    /// Over all its interfaces, those that are gone included.
+    /// Observed, over all its interfaces, those that are gone included.
     pub rx: Traffic,
     pub tx: Traffic,
+    /// What its interfaces had passed before netobs attached; all told is this and `rx`, `tx`.
+    pub before: Baseline,
     /// None before two samples, and for what has ended.
     pub rates: Option<Rates>,
     pub drops: Option<Drops>,
@@ -77,6 +79,8 @@ pub struct ContainerInterface {
     pub addresses: Vec<IpAddr>,
     pub rx: Traffic,
     pub tx: Traffic,
+    /// What passed before netobs attached.
+    pub before: Baseline,
     pub rates: Option<Rates>,
     pub drops: Option<Drops>,
 }

@@ -85,6 +85,7 @@ pub(super) struct ContainerEntry {
 pub(super) struct Retired {
     pub rx: Traffic,
     pub tx: Traffic,
+    pub before: Baseline,
     pub drops: Option<Drops>,
     pub mac: Option<String>,
     pub addresses: Vec<IpAddr>,
@@ -398,6 +399,7 @@ impl ContainerEntry {
         let retired = self.retired.entry(key).or_default();
         retired.rx += &entry.egress;
         retired.tx += &entry.ingress;
+        retired.before = retired.before + entry.baseline.swapped();
         if let Some(drops) = entry.drops() {
             retired.drops = Some(retired.drops.unwrap_or_default() + drops.swapped());
         }

@@ -61,7 +61,9 @@ pub fn container(digit: char, name: &str, network: &str, n: u64) -> Container {
             addresses: vec!["172.18.0.2".parse().expect("address")],
             mac: Some("02:42:ac:12:00:02".into()),
         }],
+        before: Baseline::default(),
         interfaces: vec![ContainerInterface {
+            before: Baseline::default(),
             name: Some("eth0".into()),
             network: Some(network.into()),
             host_interface: Some(format!("veth{digit}")),

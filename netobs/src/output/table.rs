@@ -80,8 +80,8 @@ pub fn numbers(container: &Container) -> [String; HEADER.len() - TEXT_COLUMNS] {
         rate(bit_rate, rates.map(|rates| rates.tx_bits_per_second)),
         rate(packet_rate, rates.map(|rates| rates.rx_packets_per_second)),
         rate(packet_rate, rates.map(|rates| rates.tx_packets_per_second)),
-        bytes(container.rx.bytes),
-        bytes(container.tx.bytes),
+        bytes(container.rx.bytes + container.before.rx_bytes),
+        bytes(container.tx.bytes + container.before.tx_bytes),
         percent(non_tcp, all),
         container.drops.map_or_else(|| "-".into(), |drops| grouped(drops.rx_dropped + drops.tx_dropped)),
     ]

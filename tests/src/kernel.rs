@@ -1,0 +1,90 @@
+//! The kernel's own counters, and ours held against them.
+
+use serde_json::Value;
+
+use crate::{
+    netns::Netns,
+    program::{self, LIMIT, Watch, number},
+    wait_for,
+};
+
+/// What a bridge device's own receive counter leaves out of each frame.
+const ETHERNET_HEADER_BYTES: u64 = 14;
+
+/// `ip -s -j link show dev NAME`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+/// # Panics
+/// If there is no such interface.
+pub fn link(host: &Netns, name: &str) -> Link {
+    let text = host.sh(&format!("ip -s -j link show dev {name}"));
+    let value: Value = serde_json::from_str(&text).expect("JSON of ip");
+    let stats = &value[0]["stats64"];
+    Link {
+        rx_packets: number(stats, "rx.packets"),
+        rx_bytes: number(stats, "rx.bytes"),
+        tx_packets: number(stats, "tx.packets"),
+        tx_bytes: number(stats, "tx.bytes"),
+    }
+}
+
+/// What the kernel should say by netobs's counters: the baseline and all that was counted since, by the
+/// rule of the device's type.
+pub fn expected(interface: &Value) -> Link {
+    let mut expected = Link {
+        rx_packets: number(interface, "baseline.rx_packets") + number(interface, "rx.packets"),
+        rx_bytes: number(interface, "baseline.rx_bytes") + number(interface, "rx.bytes"),
+        tx_packets: number(interface, "baseline.tx_packets") + number(interface, "tx.packets"),
+        tx_bytes: number(interface, "baseline.tx_bytes") + number(interface, "tx.bytes"),
+    };
+    if interface["kind"] == "bridge" {
+        expected.rx_bytes -= ETHERNET_HEADER_BYTES * number(interface, "rx.packets");
+    }
+    expected
+}
+
+/// Waits until traffic has stopped, then wants each interface's counters equal to the kernel's, and the
+/// parts of each direction to add up.
+///
+/// # Panics
+/// If they are not.
+pub fn assert_exact(host: &Netns, watch: &Watch, interfaces: &[&str]) {
+    for name in interfaces {
+        let (before, ours, after) = wait_for("quiet", LIMIT, || {
+            let before = link(host, name);
+            let snapshot = watch.fresh();
+            let after = link(host, name);
+            let ours = program::interface(&snapshot, name).ok_or("not attached")?;
+            if before == after { Ok((before, ours, after)) } else { Err("packets still pass".to_owned()) }
+        });
+        assert_eq!(number(&ours, "baseline.uncertain_packets"), 0, "{name}: {ours}");
+        assert_eq!(expected(&ours), before, "{name}: netobs (left) and kernel differ: {ours}");
+        assert_eq!(before, after);
+        for direction in ["rx", "tx"] {
+            assert_adds_up(&ours[direction], &format!("{name} {direction}"));
+        }
+    }
+}
+
+/// # Panics
+/// If the parts of a direction are not the whole.
+pub fn assert_adds_up(traffic: &Value, what: &str) {
+    for unit in ["packets", "bytes"] {
+        let whole = number(traffic, unit);
+        for (kind, parts) in [
+            ("ethertype", &["ipv4", "ipv6", "arp", "vlan", "other"][..]),
+            ("cast", &["unicast", "multicast", "broadcast"][..]),
+        ] {
+            let sum: u64 = parts.iter().map(|part| number(traffic, &format!("{kind}.{part}.{unit}"))).sum();
+            assert_eq!(sum, whole, "{what}: {kind} {unit}: {traffic}");
+        }
+    }
+    let sizes: u64 = (0..9).map(|bucket| number(traffic, &format!("size.{bucket}"))).sum();
+    assert_eq!(sizes, number(traffic, "wire_packets"), "{what}: size histogram: {traffic}");
+}

@@ -1,0 +1,240 @@
+//! The program under test, as a user starts it.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{netns::{Netns, die_with_parent}, wait_for};
+
+/// How long the program gets to show what a test waits for.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// The binary that the test command has built.
+pub fn binary() -> PathBuf {
+    std::env::var_os("NETOBS_BIN").map_or_else(
+        || {
+            let mut path = std::env::current_exe().expect("own path");
+            path.pop();
+            path.pop();
+            path.push("netobs");
+            path
+        },
+        PathBuf::from,
+    )
+}
+
+/// The program's command, in a namespace or in ours.
+pub fn netobs(host: Option<&Netns>) -> Command {
+    let binary = binary();
+    match host {
+        Some(host) => host.command(&binary.to_string_lossy()),
+        None => Command::new(binary),
+    }
+}
+
+/// Runs the program to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    netobs(None).args(arguments).stdin(Stdio::null()).output().expect("run netobs")
+}
+
+/// `netobs watch --output json`, with its latest snapshot.
+pub struct Watch {
+    child: Child,
+    latest: Arc<Mutex<Option<(Instant, Value)>>>,
+}
+
+impl Watch {
+    /// Starts it and waits for the first snapshot.
+    pub fn start(host: Option<&Netns>, arguments: &[&str]) -> Self {
+        let mut command = netobs(host);
+        command.args(["watch", "--output", "json", "--interval", "100ms"]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = die_with_parent(&mut command).spawn().expect("start netobs watch");
+        let out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let latest = Arc::new(Mutex::new(None));
+        let store = Arc::clone(&latest);
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let snapshot = serde_json::from_str(&line).expect("each line is JSON");
+                *store.lock().expect("no panic elsewhere") = Some((Instant::now(), snapshot));
+            }
+        });
+        let watch = Self { child, latest };
+        watch.fresh();
+        watch
+    }
+
+    /// A snapshot that was taken after this call.
+    pub fn fresh(&self) -> Value {
+        // One may be on its way that was taken just before.
+        let asked = Instant::now() + Duration::from_millis(60);
+        wait_for("a fresh snapshot", LIMIT, || {
+            let latest = self.latest.lock().expect("no panic elsewhere");
+            match &*latest {
+                Some((at, snapshot)) if *at > asked => Ok(snapshot.clone()),
+                _ => Err("none".to_owned()),
+            }
+        })
+    }
+
+    /// Waits until a snapshot has what is looked for.
+    pub fn until<T>(&self, what: &str, mut look: impl FnMut(&Value) -> Option<T>) -> T {
+        wait_for(what, LIMIT, || {
+            let snapshot = self.fresh();
+            look(&snapshot).ok_or_else(|| summary(&snapshot))
+        })
+    }
+
+    /// An attached interface by its name on the host.
+    pub fn interface(&self, name: &str) -> Value {
+        self.until(&format!("interface {name}"), |snapshot| interface(snapshot, name))
+    }
+
+    /// A container that is known by name.
+    pub fn container(&self, name: &str) -> Value {
+        self.until(&format!("container {name}"), |snapshot| container(snapshot, name))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a service manager does; how it ended and how long that took.
+    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+        let start = Instant::now();
+        signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        (self.child.wait().expect("wait for netobs"), start.elapsed())
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill netobs");
+        self.child.wait().expect("wait for netobs");
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+        }
+    }
+}
+
+/// # Panics
+/// If there is no such process.
+pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    nix::sys::signal::kill(pid, signal).expect("signal a process");
+}
+
+pub fn interface(snapshot: &Value, name: &str) -> Option<Value> {
+    find(snapshot, "interfaces", name)
+}
+
+pub fn container(snapshot: &Value, name: &str) -> Option<Value> {
+    find(snapshot, "containers", name)
+}
+
+pub fn network(snapshot: &Value, name: &str) -> Option<Value> {
+    find(snapshot, "networks", name)
+}
+
+fn find(snapshot: &Value, kind: &str, name: &str) -> Option<Value> {
+    snapshot[kind].as_array()?.iter().find(|item| item["name"] == name).cloned()
+}
+
+/// Names and packets, for messages of failed waits.
+fn summary(snapshot: &Value) -> String {
+    let names = |kind: &str| -> Vec<String> {
+        snapshot[kind]
+            .as_array()
+            .map(|items| {
+                items
+                    .iter()
+                    .map(|item| format!("{} rx {} tx {}", item["name"], item["rx"]["packets"], item["tx"]["packets"]))
+                    .collect()
+            })
+            .unwrap_or_default()
+    };
+    format!("containers {:?}, interfaces {:?}, {}", names("containers"), names("interfaces"), snapshot["agent"])
+}
+
+/// A counter in a snapshot, like `rx.protocol.icmp.packets`.
+///
+/// # Panics
+/// If there is none.
+pub fn number(value: &Value, path: &str) -> u64 {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    value.pointer(&pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number {path} in {value}"))
+}
+
+/// `netobs agent` with its HTTP server.
+pub struct Agent {
+    child: Child,
+    pub port: u16,
+}
+
+impl Agent {
+    /// Starts it on a free port of the loopback interface of our own namespace.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(None, arguments)
+    }
+
+    pub fn start_in(host: Option<&Netns>, arguments: &[&str]) -> Self {
+        let port = match host {
+            Some(_) => 9810,
+            None => free_port(),
+        };
+        let mut command = netobs(host);
+        command.args(["agent", "--listen", &format!("127.0.0.1:{port}")]).args(arguments).stdin(Stdio::null());
+        let child = die_with_parent(&mut command).spawn().expect("start netobs agent");
+        Self { child, port }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a service manager does; how it ended and how long that took.
+    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+        let start = Instant::now();
+        signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        (self.child.wait().expect("wait for netobs"), start.elapsed())
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill netobs");
+        self.child.wait().expect("wait for netobs");
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+        }
+    }
+}
+
+/// Free a moment ago.
+///
+/// # Panics
+/// If there is none.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
+}

@@ -1,0 +1,61 @@
+//! Loads between namespaces: bounded in count, and counted.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use crate::netns::Netns;
+
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// Sends `count` datagrams of `payload_bytes` from a namespace to an address where somebody listens
+/// (bound but unread, so that the rest is dropped silently).
+pub fn udp(from: &Netns, to: &Netns, address: SocketAddr, count: u64, payload_bytes: usize) {
+    let sink = to.run(move || UdpSocket::bind(address).expect("bind the sink"));
+    from.run(move || {
+        let socket = UdpSocket::bind(any(address)).expect("bind");
+        socket.connect(address).expect("connect");
+        let payload = vec![0u8; payload_bytes];
+        for _ in 0..count {
+            // A full queue on the way is no reason to stop; what was not sent is not counted by anybody.
+            let _ = socket.send(&payload);
+        }
+    });
+    drop(sink);
+}
+
+/// Sends `bytes` over one TCP connection; returns when all has arrived.
+///
+/// # Panics
+/// If not all arrives.
+pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, bytes: u64) {
+    let listener = to.run(move || TcpListener::bind(address).expect("listen"));
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut received = 0u64;
+        loop {
+            match stream.read(&mut buffer).expect("receive") {
+                0 => return received,
+                length => received += length as u64,
+            }
+        }
+    });
+    from.run(move || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("connect");
+        let chunk = vec![0; CHUNK_BYTES];
+        let mut left = bytes;
+        while left > 0 {
+            let length = left.min(CHUNK_BYTES as u64) as usize;
+            stream.write_all(&chunk[..length]).expect("send");
+            left -= length as u64;
+        }
+    });
+    assert_eq!(receiver.join().expect("the receiver"), bytes);
+}
+
+fn any(like: SocketAddr) -> &'static str {
+    if like.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
+}

@@ -1,0 +1,291 @@
+//! Real interfaces, real traffic: netobs's counters against the kernel's own, to the packet.
+
+use std::{net::SocketAddr, time::Duration};
+
+use netobs_tests::{
+    kernel::assert_exact,
+    netns::{BRIDGE, Netns, World},
+    program::{Agent, LIMIT, Watch, number},
+    traffic, wait_for,
+};
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+fn watch(world: &World) -> Watch {
+    Watch::start(Some(&world.host), &["--no-engine"])
+}
+
+#[test]
+fn ping_between_containers() {
+    let world = World::new(2);
+    let watch = watch(&world);
+    world.containers[0].sh("busybox ping -q -c 10 -i 0.05 10.77.0.11");
+    assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+    let snapshot = watch.fresh();
+    let veth = |name| netobs_tests::program::interface(&snapshot, name).expect("attached");
+    for (name, direction) in [("veth0", "rx"), ("veth0", "tx"), ("veth1", "rx"), ("veth1", "tx")] {
+        let veth = veth(name);
+        assert_eq!(number(&veth, &format!("{direction}.protocol.icmp.packets")), 10);
+        assert_eq!(number(&veth, &format!("{direction}.protocol.icmp.bytes")), 980);
+    }
+    assert_eq!(number(&veth(BRIDGE), "rx.protocol.icmp.packets"), 0, "bridged, not through the host");
+    assert_eq!(number(&veth(BRIDGE), "rx.ethertype.arp.packets"), 1, "the broadcast ARP request");
+}
+
+#[test]
+fn ping_between_container_and_host() {
+    let world = World::new(1);
+    let watch = watch(&world);
+    world.containers[0].sh("busybox ping -q -c 10 -i 0.05 10.77.0.1");
+    assert_exact(&world.host, &watch, &["veth0", BRIDGE]);
+    let bridge = watch.interface(BRIDGE);
+    assert_eq!(number(&bridge, "rx.protocol.icmp.bytes"), 980, "with the Ethernet header");
+}
+
+#[test]
+fn a_million_small_packets() {
+    let world = World::new(2);
+    let watch = watch(&world);
+    let to = address("10.77.0.11:9000");
+    traffic::udp(&world.containers[0], &world.containers[1], to, 1_000_000, 22);
+    assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+    let sent = watch.interface("veth0");
+    assert!(number(&sent, "rx.protocol.udp.packets") > 900_000, "{sent}");
+    assert_eq!(number(&sent, "rx.size.0"), number(&sent, "rx.packets"), "all are of 64 bytes or less");
+}
+
+#[test]
+fn ten_gigabytes_of_tcp() {
+    const BYTES: u64 = 10_000_000_000;
+    /// Payload of a full segment at an MTU of 1500, with time stamps.
+    const SEGMENT: u64 = 1448;
+    let world = World::new(2);
+    let watch = watch(&world);
+    traffic::tcp(&world.containers[0], &world.containers[1], address("10.77.0.11:9000"), BYTES);
+    assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+    for (name, direction) in [("veth0", "rx"), ("veth1", "tx")] {
+        let veth = watch.interface(name);
+        let wire = number(&veth, &format!("{direction}.wire_packets")) as f64;
+        let segments = BYTES as f64 / SEGMENT as f64;
+        assert!((wire / segments - 1.0).abs() < 0.001, "{name}: {wire} wire packets, {segments} segments");
+        let stack = number(&veth, &format!("{direction}.packets"));
+        assert!(stack as f64 * 5.0 < wire, "{name}: {stack} packets of the stack: offloads are on");
+    }
+}
+
+#[test]
+fn ipv6() {
+    let world = World::with_ipv6(2);
+    let watch = watch(&world);
+    world.containers[0].sh("busybox ping -q -c 10 -i 0.05 fd77::b");
+    traffic::tcp(&world.containers[0], &world.containers[1], address("[fd77::b]:9000"), 50_000_000);
+    assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+    let veth = watch.interface("veth0");
+    assert!(number(&veth, "rx.protocol.icmpv6.packets") >= 10);
+    assert!(number(&veth, "rx.ethertype.ipv6.bytes") > 50_000_000);
+    assert_eq!(number(&veth, "rx.tcp_flags.syn"), 1);
+}
+
+#[test]
+fn eight_streams_at_a_time() {
+    let world = World::new(4);
+    let watch = watch(&world);
+    std::thread::scope(|scope| {
+        for stream in 0..8u16 {
+            let world = &world;
+            scope.spawn(move || {
+                let (from, to) = (usize::from(stream) % 4, (usize::from(stream) + 1) % 4);
+                let to_address = address(&format!("10.77.0.{}:{}", to + 10, 9000 + stream));
+                if stream < 4 {
+                    traffic::tcp(&world.containers[from], &world.containers[to], to_address, 100_000_000);
+                } else {
+                    traffic::udp(&world.containers[from], &world.containers[to], to_address, 50_000, 900);
+                }
+            });
+        }
+    });
+    assert_exact(&world.host, &watch, &["veth0", "veth1", "veth2", "veth3", BRIDGE]);
+}
+
+#[test]
+fn tagged_frames_and_jumbo_ones() {
+    let world = World::new(2);
+    let watch = watch(&world);
+    for (n, container) in world.containers.iter().enumerate() {
+        world.host.sh(&format!("ip link set veth{n} mtu 9000"));
+        container.sh(&format!(
+            "ip link set eth0 mtu 9000; ip link add link eth0 name eth0.5 type vlan id 5; \
+             ip addr add 10.78.0.{}/24 dev eth0.5; ip link set eth0.5 up",
+            n + 10
+        ));
+    }
+    world.containers[0].sh("busybox ping -q -c 4 -i 0.05 10.78.0.11; busybox ping -q -c 3 -i 0.05 -s 8000 10.77.0.11");
+    assert_exact(&world.host, &watch, &["veth0", "veth1"]);
+    let veth = watch.interface("veth0");
+    assert!(number(&veth, "rx.ethertype.vlan.packets") >= 4, "{veth}");
+    assert_eq!(number(&veth, "rx.protocol.icmp.packets"), 7);
+    assert_eq!(number(&veth, "rx.size.7"), 3, "8,042 bytes");
+}
+
+#[test]
+fn what_passed_before_is_the_baseline() {
+    let world = World::new(2);
+    world.containers[0].sh("busybox ping -q -c 10 -i 0.05 10.77.0.11");
+    let watch = watch(&world);
+    world.containers[0].sh("busybox ping -q -c 5 -i 0.05 10.77.0.11");
+    assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+    let veth = watch.interface("veth0");
+    assert_eq!(number(&veth, "rx.protocol.icmp.packets"), 5);
+    assert!(number(&veth, "baseline.rx_packets") >= 10);
+}
+
+#[test]
+fn the_end_that_moves_away_is_let_go() {
+    for mode in ["clsact", "tcx"] {
+        let mut world = World::new(1);
+        let watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
+        world.host.sh("ip link add moving0 type veth peer name moving1");
+        watch.interface("moving0");
+        watch.interface("moving1");
+        let container = Netns::new();
+        world.host.sh(&format!(
+            "ip link set moving1 netns {}; ip link set moving0 master {BRIDGE} up",
+            container.pid()
+        ));
+        container.sh("ip link set moving1 name eth0; ip addr add 10.77.0.99/24 dev eth0; ip link set eth0 up");
+        watch.until("the moved end to be gone", |snapshot| {
+            netobs_tests::program::interface(snapshot, "moving1").is_none().then_some(())
+        });
+        let left = container.sh("tc filter show dev eth0 ingress; tc filter show dev eth0 egress");
+        assert_eq!(left, "", "filters on the end that moved");
+        container.sh("busybox ping -q -c 5 -i 0.05 10.77.0.10");
+        assert_exact(&world.host, &watch, &["moving0", "veth0", BRIDGE]);
+        assert_eq!(number(&watch.interface("moving0"), "rx.protocol.icmp.packets"), 5, "{mode}");
+        world.containers.push(container);
+    }
+}
+
+#[test]
+fn interfaces_come_and_go() {
+    let mut world = World::new(1);
+    let watch = watch(&world);
+    world.add(Netns::new());
+    watch.interface("veth1");
+    world.containers[1].sh("busybox ping -q -c 3 -i 0.05 10.77.0.10");
+    assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+    // The same ifindex again, for another interface: it starts at nothing.
+    let ifindex = number(&watch.interface("veth1"), "ifindex");
+    world.host.sh("ip link del veth1");
+    watch.until("veth1 to be gone", |snapshot| {
+        netobs_tests::program::interface(snapshot, "veth1").is_none().then_some(())
+    });
+    world.host.sh(&format!("ip link add name again index {ifindex} type veth peer name other"));
+    let again = watch.interface("again");
+    assert_eq!((number(&again, "ifindex"), number(&again, "rx.packets")), (ifindex, 0));
+    world.host.sh("ip link set again name renamed");
+    watch.interface("renamed");
+}
+
+#[test]
+fn ifindexes_above_a_hundred_thousand() {
+    let world = World::new(1);
+    let watch = watch(&world);
+    let container = Netns::new();
+    world.host.sh(&format!(
+        "ip link add name far0 index 123456 type veth peer name eth0 netns {}; ip link set far0 master {BRIDGE} up",
+        container.pid()
+    ));
+    container.sh("ip addr add 10.77.0.50/24 dev eth0; ip link set eth0 up");
+    watch.interface("far0");
+    container.sh("busybox ping -q -c 3 -i 0.05 10.77.0.10");
+    assert_exact(&world.host, &watch, &["far0", "veth0"]);
+}
+
+#[test]
+fn both_ways_of_attaching_count_the_same() {
+    for mode in ["clsact", "tcx"] {
+        let world = World::new(2);
+        let watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
+        world.containers[0].sh("busybox ping -q -c 5 -i 0.05 10.77.0.11");
+        assert_exact(&world.host, &watch, &["veth0", "veth1", BRIDGE]);
+        assert_eq!(number(&watch.interface("veth0"), "rx.protocol.icmp.packets"), 5, "{mode}");
+    }
+}
+
+/// Filters of an interface, without the counters in them.
+fn filters(host: &Netns, name: &str) -> String {
+    host.sh(&format!("tc qdisc show dev {name}; tc filter show dev {name} ingress; tc filter show dev {name} egress"))
+}
+
+#[test]
+fn others_filters_and_qdiscs_stay() {
+    let world = World::new(2);
+    world.host.sh(
+        "tc qdisc add dev veth0 clsact; tc filter add dev veth0 ingress prio 5 u32 match u32 0 0 action ok; \
+         tc filter add dev veth0 egress prio 1 protocol ip u32 match u32 0 0 action ok; \
+         tc qdisc add dev veth1 ingress; tc filter add dev veth1 ingress prio 7 u32 match u32 0 0 action ok",
+    );
+    let before = ["veth0", "veth1"].map(|name| filters(&world.host, name));
+    let mut first = watch(&world);
+    // An ingress qdisc of somebody's leaves no room for clsact: TCX it is, and it counts.
+    world.containers[0].sh("busybox ping -q -c 4 -i 0.05 10.77.0.11");
+    assert_exact(&world.host, &first, &["veth0", "veth1", BRIDGE]);
+    let (status, _) = first.terminate();
+    assert!(status.success());
+    assert_eq!(["veth0", "veth1"].map(|name| filters(&world.host, name)), before, "after SIGTERM");
+    let mut second = watch(&world);
+    second.kill();
+    let mut third = watch(&world);
+    world.containers[0].sh("busybox ping -q -c 4 -i 0.05 10.77.0.11");
+    assert_exact(&world.host, &third, &["veth0", "veth1", BRIDGE]);
+    third.terminate();
+    assert_eq!(
+        ["veth0", "veth1"].map(|name| filters(&world.host, name)),
+        before,
+        "after SIGKILL, a new start and its end"
+    );
+}
+
+#[test]
+fn sigterm_detaches_everything_within_a_second() {
+    let world = World::new(2);
+    world.host.sh("ip -batch - <<E\n$(for i in $(seq 100); do echo \"link add x$i type veth peer name y$i\"; done)\nE");
+    let mut agent = Agent::start_in(Some(&world.host), &["--no-engine"]);
+    wait_for("filters", LIMIT, || {
+        let there = filters(&world.host, "y100");
+        if there.contains("netobs") { Ok(()) } else { Err(there) }
+    });
+    let (status, time) = agent.terminate();
+    assert!(status.success(), "{status}");
+    assert!(time < Duration::from_secs(1), "took {time:?}");
+    for name in ["veth0", "veth1", BRIDGE, "x1", "y100"] {
+        let left = filters(&world.host, name);
+        assert!(!left.contains("netobs"), "{name}: {left}");
+    }
+}
+
+#[test]
+fn an_interface_that_vanishes_while_it_is_attached_harms_nothing() {
+    let world = World::new(1);
+    let watch = watch(&world);
+    // Each is gone before or while it is attached to.
+    world.host.sh("for i in $(seq 100); do ip link add flash$i type veth peer name hsalf$i; ip link del flash$i; done");
+    world.containers[0].sh("busybox ping -q -c 3 -i 0.05 10.77.0.1");
+    assert_exact(&world.host, &watch, &["veth0", BRIDGE]);
+    let snapshot = watch.until("only what is there", |snapshot| {
+        let names = snapshot["interfaces"].as_array()?;
+        (names.len() == 2).then(|| snapshot.clone())
+    });
+    assert_eq!(snapshot["agent"]["unattached"].as_array().map(Vec::len), Some(0), "{}", snapshot["agent"]);
+}
+
+#[test]
+fn more_interfaces_than_slots_are_named() {
+    let world = World::new(3);
+    let watch = Watch::start(Some(&world.host), &["--no-engine", "--max-interfaces", "2"]);
+    let unattached = watch.fresh()["agent"]["unattached"].clone();
+    assert_eq!(unattached.as_array().map(Vec::len), Some(2), "{unattached}");
+    assert!(unattached.to_string().contains("--max-interfaces"), "{unattached}");
+}
