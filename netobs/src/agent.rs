@@ -36,6 +36,9 @@ const UPDATE_QUEUE: usize = 16 * 1024;
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
+/// How often what has ended is looked through, whether or not anybody asks for samples.
+const CLEANUP_PAUSE: Duration = Duration::from_secs(10);
+
 /// A scan of `/proc` for containers is not repeated sooner.
 const SCAN_PAUSE: Duration = Duration::from_millis(10);
 
@@ -71,6 +74,7 @@ pub struct Agent {
     /// Namespaces without a known container: when to look again, and the pause after that.
     retries: BTreeMap<i32, (Instant, Duration)>,
     last_scan: Option<Instant>,
+    last_cleanup: Instant,
     _attacher: Attacher,
     // Last: the attacher's thread has ended by then.
 }
@@ -122,6 +126,7 @@ impl Agent {
             engines,
             retries: BTreeMap::new(),
             last_scan: None,
+            last_cleanup: now,
             _attacher: attacher,
         };
         agent.apply_waiting();
@@ -130,13 +135,9 @@ impl Agent {
 
     /// Waits for something to change and takes it in. Cancel-safe.
     pub async fn changed(&mut self) {
+        let cleanup = self.last_cleanup + CLEANUP_PAUSE;
         let retry = self.retries.values().map(|(at, _)| *at).min();
-        let wait = async {
-            match retry {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
                 Some(update) => self.state.apply(update, Instant::now()),
@@ -145,6 +146,9 @@ impl Agent {
             () = wait => {}
         }
         self.apply_waiting();
+        if self.last_cleanup.elapsed() >= CLEANUP_PAUSE {
+            self.forget();
+        }
     }
 
     /// Waits until every engine has told its containers or why it cannot, or for `limit`.
@@ -170,7 +174,7 @@ impl Agent {
     /// Reads all counters, netobs's and the kernel's own, and tells what is known by now.
     pub fn sample(&mut self) -> Snapshot {
         self.apply_waiting();
-        self.forget_dead_processes();
+        self.forget();
         let counters: Vec<_> = lock(&self.observer).read_all().collect();
         let kernel = self.kernel_stats();
         let samples = counters
@@ -181,7 +185,6 @@ impl Agent {
             .collect();
         let now = Instant::now();
         self.state.apply(Update::Samples(samples), now);
-        self.state.expire(now);
         self.state.snapshot(now, SystemTime::now())
     }
 
@@ -238,7 +241,10 @@ impl Agent {
         }
         self.last_scan = Some(now);
         let processes = match procfs::containers(&self.proc_root) {
-            Ok(processes) => processes,
+            Ok(processes) => {
+                self.state.apply(Update::Works { feature: "processes" }, now);
+                processes
+            }
             Err(error) => {
                 let why = format!("{}: {error}", self.proc_root.display());
                 return self.state.apply(Update::Degraded { feature: "processes", why }, now);
@@ -265,8 +271,10 @@ impl Agent {
         }
     }
 
-    /// What no engine reports the end of.
-    fn forget_dead_processes(&mut self) {
+    /// Drops what has ended long enough ago, and what no engine reports the end of.
+    fn forget(&mut self) {
+        self.last_cleanup = Instant::now();
+        self.state.expire(self.last_cleanup);
         for (id, pid) in self.state.processes_of(PROC) {
             let alive = procfs::netns_identity(&self.proc_root, pid).is_ok();
             if !alive {
@@ -277,7 +285,10 @@ impl Agent {
 
     fn kernel_stats(&mut self) -> BTreeMap<u32, KernelStats> {
         match netlink::links(&mut self.netlink, None) {
-            Ok(links) => links.into_iter().map(|link| (link.ifindex, link.stats)).collect(),
+            Ok(links) => {
+                self.state.apply(Update::Works { feature: "kernel counters" }, Instant::now());
+                links.into_iter().map(|link| (link.ifindex, link.stats)).collect()
+            }
             Err(error) => {
                 let why = error.to_string();
                 self.state.apply(Update::Degraded { feature: "kernel counters", why }, Instant::now());

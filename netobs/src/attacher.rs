@@ -119,7 +119,10 @@ impl Worker {
     fn drain(&mut self, events: &mut Events) -> io::Result<()> {
         while let Some(batch) = events.read()? {
             match batch {
-                Batch::Overrun => self.resync()?,
+                Batch::Overrun => {
+                    self.tell(Update::EventsLost);
+                    self.resync()?;
+                }
                 Batch::Events(events, told) => {
                     for event in events {
                         match event {
@@ -174,7 +177,8 @@ impl Worker {
 
     fn link(&mut self, link: Link, told: Instant) {
         let Some(kind) = link.kind else { return };
-        if let Some(known) = self.known.get_mut(&link.ifindex) {
+        let attached = |known: &Known| known.key.is_some();
+        if let Some(known) = self.known.get_mut(&link.ifindex).filter(|known| attached(known)) {
             let info = known.key.map(|key| (info(key, kind, &known.link), info(key, kind, &link)));
             known.link = link;
             if let Some((before, now)) = info
@@ -210,6 +214,20 @@ impl Worker {
         if let Some([ingress, egress]) = last {
             self.tell(Update::Detached(Box::new(Sample { key, ingress, egress, kernel })));
         }
+        self.retry();
+    }
+
+    /// There is room again: for those that found none.
+    fn retry(&mut self) {
+        let failed: Vec<Link> = self
+            .known
+            .values()
+            .filter(|known| known.key.is_none())
+            .map(|known| known.link.clone())
+            .collect();
+        for link in failed {
+            self.link(link, Instant::now());
+        }
     }
 
     /// What the kernel had counted when the programs began to: its counters now, less ours. Exact if no
@@ -226,7 +244,8 @@ impl Worker {
             let (Ok(read), Ok(after), Some(counted)) = (read, after, counted) else { break };
             before = read;
             ours = counted.map(|counters| crate::model::Traffic::from(&counters));
-            uncertain_packets = (after.rx_packets - read.rx_packets) + (after.tx_packets - read.tx_packets);
+            uncertain_packets = after.rx_packets.saturating_sub(read.rx_packets)
+                + after.tx_packets.saturating_sub(read.tx_packets);
             if uncertain_packets == 0 {
                 break;
             }

@@ -8,7 +8,8 @@ use std::{
 
 use crate::netns::Netns;
 
-const CHUNK_BYTES: usize = 128 * 1024;
+/// A multiple of the payload of a full segment, so that pauses of the sender leave no half-filled ones.
+const CHUNK_BYTES: usize = 1448 * 90;
 
 /// Sends `count` datagrams of `payload_bytes` from a namespace to an address where somebody listens
 /// (bound but unread, so that the rest is dropped silently).
@@ -54,6 +55,38 @@ pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, bytes: u64) {
         }
     });
     assert_eq!(receiver.join().expect("the receiver"), bytes);
+}
+
+/// Sends frames as they are out of an interface.
+///
+/// # Panics
+/// If one is refused.
+pub fn raw(from: &Netns, interface: &'static str, frames: Vec<Vec<u8>>) {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    use std::os::fd::AsRawFd as _;
+    from.run(move || {
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), SockProtocol::EthAll)
+            .expect("a packet socket");
+        // SAFETY: all zero is a valid sockaddr_ll.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_ifindex = nix::net::if_::if_nametoindex(interface).expect("its index").cast_signed();
+        address.sll_halen = 6;
+        for frame in frames {
+            // SAFETY: the frame and the address live through the call.
+            let sent = unsafe {
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    0,
+                    (&raw const address).cast(),
+                    size_of_val(&address) as u32,
+                )
+            };
+            assert_eq!(sent, frame.len() as isize, "{:?}", std::io::Error::last_os_error());
+        }
+    });
 }
 
 fn any(like: SocketAddr) -> &'static str {

@@ -80,6 +80,10 @@ fn cargo(tools: &Tools, subcommand: &str) -> anyhow::Result<Command> {
         flags.push(format!("--remap-path-prefix={}=/registry", entry.path().display()));
     }
     flags.push(format!("--remap-path-prefix={}=/netobs", root().display()));
+    if let Some(folder) = &tools.rust_src {
+        let library = fs::canonicalize(folder.join("library"))?;
+        flags.push(format!("--remap-path-prefix={}=/rust/library", library.display()));
+    }
     let mut command = Command::new("cargo");
     command
         .current_dir(setup::ebpf_folder())
@@ -93,7 +97,7 @@ fn cargo(tools: &Tools, subcommand: &str) -> anyhow::Result<Command> {
         .env_remove("RUSTFLAGS");
     if let Some(folder) = &tools.rust_src {
         // Cargo's own name for it; look again when the toolchain changes.
-        command.env("__CARGO_TESTS_ONLY_SRC_ROOT", folder.join("library"));
+        command.env("__CARGO_TESTS_ONLY_SRC_ROOT", fs::canonicalize(folder.join("library"))?);
     }
     Ok(command)
 }

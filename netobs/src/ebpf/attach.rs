@@ -63,7 +63,8 @@ pub fn attach(
         AttachMode::Tcx => link(),
         AttachMode::Clsact => filter(netlink),
         AttachMode::Auto if has_tcx(ifindex, ingress) => link(),
-        // Somebody's plain ingress qdisc leaves no room for clsact; TCX does not mind.
+        // Somebody's ingress qdisc, or a filter of another kind at our priority, leaves no room; TCX does
+        // not mind them.
         AttachMode::Auto => filter(netlink).or_else(|error| link().map_err(|_| error)),
     }
 }

@@ -1,4 +1,4 @@
-//! Filters at a clsact qdisc, by rtnetlink: for kernels without TCX.
+//! Filters at a clsact qdisc, by rtnetlink.
 //!
 //! Only filters of netobs are ever removed (by priority, handle and name), and never a qdisc: another
 //! program may have begun to use it meanwhile, and an empty one does nothing.
@@ -8,10 +8,10 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_CREATE, NLM_F_EXCL, Nla as _};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcHandle, TcMessage, TcOption},
+    tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
 use crate::netlink::Netlink;
@@ -21,14 +21,7 @@ use crate::netlink::Netlink;
 const PRIORITY: u16 = 1;
 
 /// Name that filters are listed under, in `tc filter show`.
-const FILTER_NAME: &[u8] = b"netobs\0";
-
-/// linux/pkt_cls.h
-const TCA_BPF_FD: u16 = 6;
-const TCA_BPF_NAME: u16 = 7;
-const TCA_BPF_FLAGS: u16 = 8;
-const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
-const TCA_OPTIONS: u16 = 2;
+const FILTER_NAME: &str = "netobs";
 
 /// linux/pkt_sched.h
 const TC_H_CLSACT: u16 = 0xffff;
@@ -46,14 +39,16 @@ pub struct Filter {
 impl Filter {
     /// Adds a filter, and the clsact qdisc if there is none. The handle tells whose it is: the process.
     pub fn add(netlink: &mut Netlink, program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<Self> {
+        if has_ingress_qdisc(netlink, ifindex)? {
+            return Err(io::Error::other("an ingress qdisc is where clsact would be"));
+        }
         let filter = Self { ifindex, ingress, handle: std::process::id() };
-        let options = [
-            DefaultNla::new(TCA_BPF_FD, program.as_raw_fd().to_ne_bytes().to_vec()),
-            DefaultNla::new(TCA_BPF_NAME, FILTER_NAME.to_vec()),
-            DefaultNla::new(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes().to_vec()),
-        ];
         let mut message = filter.message();
-        message.attributes.push(nested(TCA_OPTIONS, &options));
+        message.attributes.push(TcAttribute::Options(vec![
+            TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned())),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(FILTER_NAME.to_owned())),
+            TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+        ]));
         let add = |netlink: &mut Netlink| {
             netlink.change(
                 RouteNetlinkMessage::NewTrafficFilter(message.clone()),
@@ -93,6 +88,18 @@ impl Filter {
     }
 }
 
+/// Whether the older `ingress` qdisc is there. It has one block of filters only, so that one for egress
+/// would land among those for ingress.
+fn has_ingress_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
+    let request = TcMessage::with_index(ifindex.cast_signed());
+    let answers = netlink.dump(RouteNetlinkMessage::GetQueueDiscipline(request))?;
+    Ok(answers.iter().any(|answer| {
+        let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer else { return false };
+        qdisc.header.index == ifindex.cast_signed()
+            && qdisc.attributes.contains(&TcAttribute::Kind("ingress".to_owned()))
+    }))
+}
+
 /// Removes the filters of netobs processes that are no more; how many there were.
 pub fn remove_leftovers(netlink: &mut Netlink, ifindex: u32) -> io::Result<usize> {
     let mut removed = 0;
@@ -128,23 +135,19 @@ fn ours(netlink: &mut Netlink, ifindex: u32, ingress: bool) -> io::Result<Vec<u3
         let RouteNetlinkMessage::NewTrafficFilter(filter) = answer else { continue };
         let handle = u32::from(filter.header.handle);
         let priority = (filter.header.info >> 16) as u16;
-        if handle != 0 && priority == PRIORITY && name(&filter).as_deref() == Some(FILTER_NAME) {
+        if handle != 0 && priority == PRIORITY && name(&filter) == Some(FILTER_NAME) {
             handles.push(handle);
         }
     }
     Ok(handles)
 }
 
-/// `TCA_BPF_NAME` of a bpf filter, with its NUL.
-fn name(filter: &TcMessage) -> Option<Vec<u8>> {
+/// The name that a bpf filter was given.
+fn name(filter: &TcMessage) -> Option<&str> {
     filter.attributes.iter().find_map(|attribute| {
         let TcAttribute::Options(options) = attribute else { return None };
         options.iter().find_map(|option| match option {
-            TcOption::Other(nla) if nla.kind() == TCA_BPF_NAME => {
-                let mut value = vec![0; nla.value_len()];
-                nla.emit_value(&mut value);
-                Some(value)
-            }
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.as_str()),
             _ => None,
         })
     })
@@ -160,11 +163,4 @@ fn add_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
         _ => Ok(()),
     }
-}
-
-fn nested(kind: u16, inner: &[DefaultNla]) -> TcAttribute {
-    const NLA_F_NESTED: u16 = 1 << 15;
-    let mut bytes = vec![0; inner.buffer_len()];
-    inner.emit(&mut bytes);
-    TcAttribute::Other(DefaultNla::new(kind | NLA_F_NESTED, bytes))
 }

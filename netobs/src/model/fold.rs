@@ -61,6 +61,7 @@ impl State {
                 attached_interfaces: interfaces.len(),
                 unattached: self.unattached.values().cloned().collect(),
                 attach_latency: self.attach_latency.clone(),
+                event_overruns: self.event_overruns,
                 unattributed_interfaces: self
                     .interfaces
                     .values()

@@ -191,7 +191,7 @@ pub struct EngineStatus {
 /// netobs on itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct AgentHealth {
-    /// `tcx` or `clsact`.
+    /// As asked for: `auto`, `tcx` or `clsact`.
     pub attach_mode: String,
     pub attached_interfaces: usize,
     /// Interfaces that should be observed and are not: name and reason.
@@ -202,6 +202,8 @@ pub struct AgentHealth {
     pub degraded: Vec<(String, String)>,
     /// From netlink's message about an interface to both programs attached.
     pub attach_latency: Latency,
+    /// Times that netlink lost events and all interfaces were listed anew.
+    pub event_overruns: u64,
 }
 
 /// Upper bounds (inclusive, microseconds) of [`Latency::buckets`]; the last bucket has no bound.

@@ -41,6 +41,7 @@ pub struct State {
     pub(super) unattached: BTreeMap<u32, (String, String)>,
     pub(super) degraded: BTreeMap<&'static str, String>,
     pub(super) attach_latency: Latency,
+    pub(super) event_overruns: u64,
     pub(super) last_sample: Option<Instant>,
     pub(super) interval: Option<Duration>,
 }
@@ -105,6 +106,7 @@ impl State {
             unattached: BTreeMap::new(),
             degraded: BTreeMap::new(),
             attach_latency: Latency::default(),
+            event_overruns: 0,
             last_sample: None,
             interval: None,
         }
@@ -144,11 +146,6 @@ impl State {
             }
             Update::Containers { engine, containers } => self.all_containers(&engine, containers, now),
             Update::Container(info) => self.container(info, now),
-            Update::Renamed { id, name } => {
-                if let Some(entry) = self.containers.get_mut(&id) {
-                    entry.info.name = name;
-                }
-            }
             Update::Removed { id } => {
                 if let Some(entry) = self.containers.get_mut(&id) {
                     entry.removed(now);
@@ -161,6 +158,10 @@ impl State {
                     self.networks.insert((engine.clone(), network.id.clone()), network);
                 }
                 self.refresh_networks();
+            }
+            Update::EventsLost => self.event_overruns += 1,
+            Update::Works { feature } => {
+                self.degraded.remove(feature);
             }
             Update::Degraded { feature, why } => {
                 self.degraded.insert(feature, why);

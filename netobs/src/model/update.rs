@@ -168,12 +168,15 @@ pub enum Update {
     /// All containers of an engine; any other that it had is removed.
     Containers { engine: String, containers: Vec<ContainerInfo> },
     Container(ContainerInfo),
-    Renamed { id: String, name: String },
     Removed { id: String },
     /// Where a container's process is. Fresh: it binds the host interfaces that lead there now.
     Namespace { id: String, namespace: Namespace },
     /// All networks of an engine.
     Networks { engine: String, networks: Vec<NetworkInfo> },
-    /// Something that netobs cannot do here, said once; the first word is the feature's name.
+    /// The kernel had more to tell of interfaces than could be taken in; all was listed anew.
+    EventsLost,
+    /// Something that netobs cannot do here at the moment.
     Degraded { feature: &'static str, why: String },
+    /// What was degraded works.
+    Works { feature: &'static str },
 }

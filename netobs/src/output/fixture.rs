@@ -178,6 +178,7 @@ pub fn snapshot() -> Snapshot {
         },
     ];
     snapshot.agent = AgentHealth {
+        event_overruns: 0,
         attach_mode: "tcx".into(),
         attached_interfaces: 3,
         unattached: vec![("vethx".into(), "no such device".into())],
