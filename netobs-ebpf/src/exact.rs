@@ -72,14 +72,7 @@ fn tagged(ctx: &TcContext) -> bool {
 /// Counts a super-packet as the segments that it stands for, each with a copy of the headers
 /// (`gso_segs` of the skb; worked out where the sender left it open).
 #[inline(always)]
-fn unfold(
-    ctx: &TcContext,
-    counters: &mut Counters,
-    len: u64,
-    gso_size: u64,
-    headers_len: u64,
-    tag_len: u64,
-) {
+fn unfold(ctx: &TcContext, counters: &mut Counters, len: u64, gso_size: u64, headers_len: u64, tag_len: u64) {
     // SAFETY: as above.
     let mut segments = unsafe { u64::from((*ctx.skb.skb).gso_segs) };
     if segments == 0 {

@@ -4,11 +4,7 @@
 //! known so far. Headers are read in place where they are in the linear part of the skb (nearly always)
 //! and copied by a helper where they are not.
 
-use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::bpf_skb_load_bytes,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_load_bytes, programs::TcContext};
 use netobs_common::{class, l4};
 
 const ETH_LEN: usize = 14;
@@ -114,9 +110,8 @@ impl Source for Whole {
     fn byte(&self, offset: usize) -> Option<u8> {
         let mut value = 0u8;
         // SAFETY: the destination is one byte on the stack; the helper checks the offset.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 1)
-        };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 1) };
         (failed == 0).then_some(value)
     }
 
@@ -124,9 +119,8 @@ impl Source for Whole {
     fn be16(&self, offset: usize) -> Option<u16> {
         let mut value = 0u16;
         // SAFETY: as above, two bytes.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 2)
-        };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 2) };
         (failed == 0).then_some(u16::from_be(value))
     }
 }
@@ -329,9 +323,7 @@ fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
         }
         let mut header = [0u8; 4];
         // SAFETY: four bytes on the stack; the helper checks the offset.
-        let failed = unsafe {
-            bpf_skb_load_bytes(skb.cast(), offset, header.as_mut_ptr().cast(), 4)
-        };
+        let failed = unsafe { bpf_skb_load_bytes(skb.cast(), offset, header.as_mut_ptr().cast(), 4) };
         if failed != 0 {
             return EXTENSIONS_CUT;
         }

@@ -15,16 +15,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     attacher::{Attacher, Shared, lock},
-    discovery::{
-        engine::EngineTask,
-        namespace,
-        netlink,
-        procfs,
-    },
+    discovery::{engine::EngineTask, namespace, netlink, procfs},
     ebpf::{AttachMode, LoadError, Observer, Options},
     model::{
-        ContainerInfo, ContainerState, KernelStats, NetworkInfo, Sample, Snapshot, State, Update,
-        state::PROC,
+        ContainerInfo, ContainerState, KernelStats, NetworkInfo, Sample, Snapshot, State, Update, state::PROC,
     },
     netlink::Netlink,
 };
@@ -111,8 +105,7 @@ impl Agent {
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
-        let attacher =
-            attacher.join().map_err(|_| io::Error::other("the attaching thread failed"))??;
+        let attacher = attacher.join().map_err(|_| io::Error::other("the attaching thread failed"))??;
         let engines = config.engines.iter().map(|engine| engine.name.clone()).collect();
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
@@ -179,8 +172,11 @@ impl Agent {
         let kernel = self.kernel_stats();
         let samples = counters
             .into_iter()
-            .map(|(key, ifindex, [ingress, egress])| {
-                Sample { key, ingress, egress, kernel: kernel.get(&ifindex).copied() }
+            .map(|(key, ifindex, [ingress, egress])| Sample {
+                key,
+                ingress,
+                egress,
+                kernel: kernel.get(&ifindex).copied(),
             })
             .collect();
         let now = Instant::now();
@@ -226,7 +222,8 @@ impl Agent {
         let still = self.state.unbound_namespaces();
         for nsid in due {
             if still.contains(&nsid) {
-                let pause = self.retries.get(&nsid).map_or(RETRY_FIRST, |(_, pause)| (*pause * 2).min(RETRY_LAST));
+                let pause =
+                    self.retries.get(&nsid).map_or(RETRY_FIRST, |(_, pause)| (*pause * 2).min(RETRY_LAST));
                 self.retries.insert(nsid, (now + pause, pause));
             } else {
                 self.retries.remove(&nsid);

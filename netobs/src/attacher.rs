@@ -50,13 +50,8 @@ impl Attacher {
     /// update, not an error.
     pub fn start(observer: Shared, updates: mpsc::Sender<Update>) -> io::Result<Self> {
         let events = Events::subscribe()?;
-        let mut worker = Worker {
-            observer,
-            updates,
-            netlink: Netlink::connect()?,
-            known: BTreeMap::new(),
-            next_key: 0,
-        };
+        let mut worker =
+            Worker { observer, updates, netlink: Netlink::connect()?, known: BTreeMap::new(), next_key: 0 };
         worker.remove_leftovers()?;
         // After subscribing: what appears meanwhile is in one of the two, or in both.
         worker.resync()?;
@@ -219,12 +214,8 @@ impl Worker {
 
     /// There is room again: for those that found none.
     fn retry(&mut self) {
-        let failed: Vec<Link> = self
-            .known
-            .values()
-            .filter(|known| known.key.is_none())
-            .map(|known| known.link.clone())
-            .collect();
+        let failed: Vec<Link> =
+            self.known.values().filter(|known| known.key.is_none()).map(|known| known.link.clone()).collect();
         for link in failed {
             self.link(link, Instant::now());
         }

@@ -103,8 +103,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
     }
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; examples: 500ms, 2s, 5m"))
+    humantime::parse_duration(text).map_err(|error| format!("{error}; examples: 500ms, 2s, 5m"))
 }
 
 /// A duration that can be waited for: nothing is shown more often than 20 times a second.

@@ -85,7 +85,8 @@ fn btf() -> Finding {
     Finding {
         verdict: if found { Verdict::Ok } else { Verdict::Less },
         subject: "BTF",
-        found: if found { "/sys/kernel/btf/vmlinux" } else { "the kernel has no type information" }.to_owned(),
+        found: if found { "/sys/kernel/btf/vmlinux" } else { "the kernel has no type information" }
+            .to_owned(),
         advice: (!found).then(|| {
             "counting works without; drop reasons will not. Kernels with CONFIG_DEBUG_INFO_BTF=y have it"
                 .to_owned()
@@ -110,11 +111,7 @@ fn capabilities() -> Vec<Finding> {
                     (true, true) => Verdict::Bad,
                 },
                 subject: "privilege",
-                found: format!(
-                    "{name}{}, to {}",
-                    if is_missing { " is missing" } else { "" },
-                    need.purpose
-                ),
+                found: format!("{name}{}, to {}", if is_missing { " is missing" } else { "" }, need.purpose),
                 advice: is_missing.then(privileges::how_to_grant),
             }
         })

@@ -14,11 +14,17 @@ pub struct Need {
 }
 
 /// All that is ever needed.
-pub const NEEDS: [Need; 3] = [
+pub const NEEDS: [Need; 4] = [
     Need {
         capability: Capability::CAP_BPF,
         or: Some(Capability::CAP_SYS_ADMIN),
         purpose: "load eBPF programs and maps",
+        required: true,
+    },
+    Need {
+        capability: Capability::CAP_PERFMON,
+        or: Some(Capability::CAP_SYS_ADMIN),
+        purpose: "let the programs compute addresses in packets",
         required: true,
     },
     Need {
@@ -43,9 +49,11 @@ pub fn missing() -> Vec<Need> {
 
 /// How to get what is missing, as one sentence.
 pub fn how_to_grant() -> String {
-    let program = std::env::current_exe()
-        .map_or_else(|_| "netobs".to_owned(), |path| path.display().to_string());
-    format!("run it as root, or once: sudo setcap cap_bpf,cap_net_admin,cap_sys_ptrace+ep {program}")
+    let program =
+        std::env::current_exe().map_or_else(|_| "netobs".to_owned(), |path| path.display().to_string());
+    format!(
+        "run it as root, or once: sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_sys_ptrace+ep {program}"
+    )
 }
 
 /// # Errors

@@ -103,15 +103,15 @@ async fn index() -> &'static str {
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, PROMETHEUS_TEXT, |snapshot| prometheus::encode(snapshot)).await
+    with_snapshot(asker, PROMETHEUS_TEXT, prometheus::encode).await
 }
 
 async fn cadvisor(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, PROMETHEUS_TEXT, |snapshot| prometheus::encode_cadvisor(snapshot)).await
+    with_snapshot(asker, PROMETHEUS_TEXT, prometheus::encode_cadvisor).await
 }
 
 async fn snapshot(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, "application/json", |snapshot| json::line(snapshot)).await
+    with_snapshot(asker, "application/json", json::line).await
 }
 
 async fn ready(State(asker): State<Asker>) -> Response {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    os::fd::AsFd as _,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -9,6 +10,7 @@ use std::{
 use anyhow::Context as _;
 use crossterm::event::{Event, EventStream, KeyEventKind};
 use futures_util::StreamExt as _;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::MissedTickBehavior,
@@ -73,6 +75,9 @@ async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::
             _ = tick.tick() => {
                 let snapshot = select(agent.sample(), args, filter)?;
                 print(&mut out, output, &snapshot)?;
+                if reader_is_gone() {
+                    return Ok(());
+                }
                 left = left.map(|left| left - 1);
                 if left == Some(0) {
                     return Ok(());
@@ -95,6 +100,15 @@ fn print(out: &mut impl io::Write, output: Output, snapshot: &Snapshot) -> anyho
         Output::Csv => csv::write_rows(out, snapshot)?,
     }
     Ok(out.flush()?)
+}
+
+/// Whether nobody reads our pipe any more: without containers there is nothing to write in CSV, and
+/// without writing nothing else would tell.
+fn reader_is_gone() -> bool {
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 /// What was asked for. A container named on the command line must exist.

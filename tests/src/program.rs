@@ -10,7 +10,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{netns::{Netns, die_with_parent}, wait_for};
+use crate::{
+    netns::{Netns, die_with_parent},
+    wait_for,
+};
 
 /// How long the program gets to show what a test waits for.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -158,12 +161,19 @@ fn summary(snapshot: &Value) -> String {
             .map(|items| {
                 items
                     .iter()
-                    .map(|item| format!("{} rx {} tx {}", item["name"], item["rx"]["packets"], item["tx"]["packets"]))
+                    .map(|item| {
+                        format!("{} rx {} tx {}", item["name"], item["rx"]["packets"], item["tx"]["packets"])
+                    })
                     .collect()
             })
             .unwrap_or_default()
     };
-    format!("containers {:?}, interfaces {:?}, {}", names("containers"), names("interfaces"), snapshot["agent"])
+    format!(
+        "containers {:?}, interfaces {:?}, {}",
+        names("containers"),
+        names("interfaces"),
+        snapshot["agent"]
+    )
 }
 
 /// A counter in a snapshot, like `rx.protocol.icmp.packets`.
@@ -193,7 +203,10 @@ impl Agent {
             None => free_port(),
         };
         let mut command = netobs(host);
-        command.args(["agent", "--listen", &format!("127.0.0.1:{port}")]).args(arguments).stdin(Stdio::null());
+        command
+            .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
+            .args(arguments)
+            .stdin(Stdio::null());
         let child = die_with_parent(&mut command).spawn().expect("start netobs agent");
         Self { child, port }
     }

@@ -59,9 +59,8 @@ fn run(observer: &Observer, packet: &[u8], gso: Gso) -> std::io::Result<i32> {
         ..TestRun::default()
     };
     // SAFETY: the attribute, the packet and the context live through the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attribute, size_of::<TestRun>())
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attribute, size_of::<TestRun>()) };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(attribute.retval.cast_signed()) }
 }
 
@@ -131,7 +130,8 @@ fn frame(destination: [u8; 6], ethertype: u16, rest: &[u8]) -> Vec<u8> {
 
 #[test]
 fn ipv4_by_protocol() {
-    for (number, name) in [(6, "tcp"), (17, "udp"), (1, "icmp"), (58, "icmpv6"), (132, "sctp"), (47, "other")] {
+    for (number, name) in [(6, "tcp"), (17, "udp"), (1, "icmp"), (58, "icmpv6"), (132, "sctp"), (47, "other")]
+    {
         let packet = frame(UNICAST, 0x0800, &ipv4(number, 0, 0, &[0; 40]));
         let length = packet.len() as u64;
         let traffic = one(packet);
@@ -344,7 +344,9 @@ fn interfaces_that_share_a_directory_cell_are_told_apart() {
         };
         send("10.1.0.2", 3);
         send("10.2.0.2", 5);
-        let sent = |observer: &Observer, key| observer.read(key).map(|[_, tx]| Traffic::from(&tx).protocol.udp.packets);
+        let sent = |observer: &Observer, key| {
+            observer.read(key).map(|[_, tx]| Traffic::from(&tx).protocol.udp.packets)
+        };
         let both = (sent(&observer, first), sent(&observer, second));
         // The cell's holder goes; the other stays where it is.
         observer.detach(first);

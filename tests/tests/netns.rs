@@ -192,7 +192,8 @@ fn the_end_that_moves_away_is_let_go() {
             "ip link set moving1 netns {}; ip link set moving0 master {BRIDGE} up",
             container.pid()
         ));
-        container.sh("ip link set moving1 name eth0; ip addr add 10.77.0.99/24 dev eth0; ip link set eth0 up");
+        container
+            .sh("ip link set moving1 name eth0; ip addr add 10.77.0.99/24 dev eth0; ip link set eth0 up");
         watch.until("the moved end to be gone", |snapshot| {
             netobs_tests::program::interface(snapshot, "moving1").is_none().then_some(())
         });
@@ -254,7 +255,9 @@ fn both_ways_of_attaching_count_the_same() {
 
 /// Filters of an interface, without the counters in them.
 fn filters(host: &Netns, name: &str) -> String {
-    host.sh(&format!("tc qdisc show dev {name}; tc filter show dev {name} ingress; tc filter show dev {name} egress"))
+    host.sh(&format!(
+        "tc qdisc show dev {name}; tc filter show dev {name} ingress; tc filter show dev {name} egress"
+    ))
 }
 
 #[test]
@@ -289,7 +292,9 @@ fn others_filters_and_qdiscs_stay() {
 #[test]
 fn sigterm_detaches_everything_within_a_second() {
     let world = World::new(2);
-    world.host.sh("ip -batch - <<E\n$(for i in $(seq 100); do echo \"link add x$i type veth peer name y$i\"; done)\nE");
+    world.host.sh(
+        "ip -batch - <<E\n$(for i in $(seq 100); do echo \"link add x$i type veth peer name y$i\"; done)\nE",
+    );
     let mut agent = Agent::start_in(Some(&world.host), &["--no-engine"]);
     wait_for("filters", LIMIT, || {
         let there = filters(&world.host, "y100");
@@ -309,7 +314,9 @@ fn an_interface_that_vanishes_while_it_is_attached_harms_nothing() {
     let world = World::new(1);
     let watch = watch(&world);
     // Each is gone before or while it is attached to.
-    world.host.sh("for i in $(seq 100); do ip link add flash$i type veth peer name hsalf$i; ip link del flash$i; done");
+    world.host.sh(
+        "for i in $(seq 100); do ip link add flash$i type veth peer name hsalf$i; ip link del flash$i; done",
+    );
     world.containers[0].sh("busybox ping -q -c 3 -i 0.05 10.77.0.1");
     assert_exact(&world.host, &watch, &["veth0", BRIDGE]);
     let snapshot = watch.until("only what is there", |snapshot| {

@@ -35,6 +35,8 @@ fn dependencies() -> anyhow::Result<()> {
         return Ok(());
     }
     run_command(
-        Command::new("cargo").args(["deny", "--locked", "check", "bans", "licenses", "sources"]).current_dir(root()),
+        Command::new("cargo")
+            .args(["deny", "--locked", "check", "bans", "licenses", "sources"])
+            .current_dir(root()),
     )
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     process::{output, root, run as run_command, target},
+    rustc,
     setup::{self, Tools},
 };
 
@@ -49,8 +50,10 @@ pub fn clippy(tools: &Tools) -> anyhow::Result<()> {
 
 /// Builds and strips the object; where it is.
 fn build(tools: &Tools) -> anyhow::Result<PathBuf> {
-    run_command(&mut cargo(tools, "build")?)?;
     let folder = target().join("ebpf");
+    let mut cargo = cargo(tools, "build")?;
+    rustc::wrap(&mut cargo, &folder.join("rustc-wrapper"))?;
+    run_command(&mut cargo)?;
     let unstripped = folder.join(TARGET).join("release/netobs");
     let stripped = folder.join("netobs.bpf.o");
     // Debug information holds the paths of the library sources.

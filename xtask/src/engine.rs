@@ -40,7 +40,12 @@ impl Engine {
                 bail!("no engine answers at {host}, and none can be installed");
             }
             run(Command::new("apt-get").args([
-                "install", "-y", "-qq", "--no-install-recommends", "docker.io", "iptables",
+                "install",
+                "-y",
+                "-qq",
+                "--no-install-recommends",
+                "docker.io",
+                "iptables",
             ]))?;
         }
         Self::start()
@@ -51,8 +56,11 @@ impl Engine {
         fs::create_dir_all(&folder)?;
         let socket = folder.join("docker.sock");
         let log = fs::File::create(folder.join("log"))?;
+        fs::write(folder.join("daemon.json"), "{}")?;
         let daemon = Command::new("dockerd")
             .arg(format!("--host=unix://{}", socket.display()))
+            // The machine's own /etc/docker/daemon.json is for its own engine, and conflicts with these.
+            .arg(format!("--config-file={}", folder.join("daemon.json").display()))
             .arg(format!("--data-root={}", folder.join("data").display()))
             .arg(format!("--exec-root={}", folder.join("exec").display()))
             .arg(format!("--pidfile={}", folder.join("pid").display()))
@@ -107,6 +115,10 @@ impl Drop for Own {
 fn answers(host: &str) -> bool {
     let Some(path) = host.strip_prefix("unix://") else { return false };
     UnixStream::connect(Path::new(path)).is_ok()
-        && output(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).env("DOCKER_HOST", host))
-            .is_ok()
+        && output(
+            Command::new("docker")
+                .args(["version", "--format", "{{.Server.Version}}"])
+                .env("DOCKER_HOST", host),
+        )
+        .is_ok()
 }

@@ -5,6 +5,7 @@ mod ebpf;
 mod engine;
 mod imports;
 mod process;
+mod rustc;
 mod setup;
 mod test;
 
@@ -45,6 +46,9 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    if rustc::run_if_wrapper().is_some() {
+        anyhow::bail!("rustc could not be run");
+    }
     match Cli::parse().command {
         Command::Setup { rustup } => setup::run(rustup).map(drop),
         Command::Ebpf { check } => ebpf::run(check),

@@ -52,13 +52,15 @@ fn bpf_linker() -> anyhow::Result<PathBuf> {
         }
     }
     println!("building bpf-linker {BPF_LINKER_VERSION}, about a minute");
-    process::run(Command::new("cargo")
-        .args(["install", "--locked", "--quiet", "--root"])
-        .arg(tools_folder())
-        .arg(format!("bpf-linker@{BPF_LINKER_VERSION}"))
-        // Not this repository's settings, and not its build folder either.
-        .env_remove("CARGO_TARGET_DIR")
-        .current_dir(std::env::temp_dir()))?;
+    process::run(
+        Command::new("cargo")
+            .args(["install", "--locked", "--quiet", "--root"])
+            .arg(tools_folder())
+            .arg(format!("bpf-linker@{BPF_LINKER_VERSION}"))
+            // Not this repository's settings, and not its build folder either.
+            .env_remove("CARGO_TARGET_DIR")
+            .current_dir(std::env::temp_dir()),
+    )?;
     Ok(own)
 }
 
@@ -67,7 +69,13 @@ fn llvm_strip() -> anyhow::Result<PathBuf> {
         return Ok(found);
     }
     if is_root() {
-        process::run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", "llvm"]))?;
+        process::run(Command::new("apt-get").args([
+            "install",
+            "-y",
+            "-qq",
+            "--no-install-recommends",
+            "llvm",
+        ]))?;
         return find("llvm-strip").context("the package llvm has no llvm-strip");
     }
     bail!("not on PATH; install the distribution's llvm package")

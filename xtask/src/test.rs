@@ -1,10 +1,6 @@
 //! `cargo xtask test`: everything there is to test here, and word of what had to be left out.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, bail};
 
@@ -54,7 +50,8 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     let skips = target().join("netobs-test-skips");
     fs::write(&skips, "")?;
     let binary = target().join("debug/netobs");
-    let mut environment: Vec<(&str, PathBuf)> = vec![("NETOBS_BIN", binary), ("NETOBS_TEST_SKIPS", skips.clone())];
+    let mut environment: Vec<(&str, PathBuf)> =
+        vec![("NETOBS_BIN", binary), ("NETOBS_TEST_SKIPS", skips.clone())];
     let engine = match Engine::get() {
         Ok(engine) => {
             environment.push(("DOCKER_HOST", PathBuf::from(&engine.host)));
@@ -109,8 +106,11 @@ fn cargo_test(
 
 /// Gets what is missing; the packages that could not be had.
 fn install_programs() -> Vec<&'static str> {
-    let mut packages: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| find_anywhere(program).is_none()).map(|(_, package)| *package).collect();
+    let mut packages: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| find_anywhere(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
     packages.dedup();
     if packages.is_empty() || find("apt-get").is_none() {
         return packages;
@@ -139,6 +139,9 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
 
 fn find_anywhere(program: &str) -> Option<PathBuf> {
     find(program).or_else(|| {
-        ["/usr/sbin", "/sbin"].iter().map(|folder| PathBuf::from(folder).join(program)).find(|file| file.is_file())
+        ["/usr/sbin", "/sbin"]
+            .iter()
+            .map(|folder| PathBuf::from(folder).join(program))
+            .find(|file| file.is_file())
     })
 }

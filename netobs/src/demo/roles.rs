@@ -26,12 +26,19 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum Role {
     /// Serves pages, each with a query to the database.
-    Web { database: Ipv4Addr },
+    Web {
+        database: Ipv4Addr,
+    },
     Database,
     /// Fetches pages and sends metrics by UDP.
-    Client { web: Ipv4Addr, metrics: Ipv4Addr },
+    Client {
+        web: Ipv4Addr,
+        metrics: Ipv4Addr,
+    },
     /// Tries to reach a database on a network that it is not on.
-    Outsider { database: Ipv4Addr },
+    Outsider {
+        database: Ipv4Addr,
+    },
 }
 
 /// Plays a role until the process ends. What goes wrong in the play is part of it.

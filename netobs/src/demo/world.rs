@@ -1,11 +1,6 @@
 //! Namespaces, bridges and veths of the demo, and what a container engine would tell of them.
 
-use std::{
-    io,
-    net::Ipv4Addr,
-    sync::mpsc,
-    thread,
-};
+use std::{io, net::Ipv4Addr, sync::mpsc, thread};
 
 use anyhow::Context as _;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -14,6 +9,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -50,7 +46,7 @@ static OTHER: Net = Net { name: "other", bridge: "br-other", gateway: Ipv4Addr::
 const WEB: Ipv4Addr = Ipv4Addr::new(10, 88, 1, 10);
 const DATABASE: Ipv4Addr = Ipv4Addr::new(10, 88, 1, 20);
 
-/// One pair may not talk: the host does not forward between the two networks.
+/// One pair may not talk: the host lets nothing pass from `other` to `shop`.
 static MEMBERS: [Member; 4] = [
     Member { name: "web", network: &SHOP, address: WEB, role: Role::Web { database: DATABASE } },
     Member { name: "database", network: &SHOP, address: DATABASE, role: Role::Database },
@@ -81,14 +77,14 @@ pub struct World {
 /// # Errors
 /// Without `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`, or on kernels without veth or bridges.
 pub fn build() -> anyhow::Result<World> {
-    unshare(CloneFlags::CLONE_NEWNET).context(
-        "make a network namespace for the demo (needs CAP_SYS_ADMIN: run it as root)",
-    )?;
+    unshare(CloneFlags::CLONE_NEWNET)
+        .context("make a network namespace for the demo (needs CAP_SYS_ADMIN: run it as root)")?;
     let mut netlink = Netlink::connect()?;
     set_up(&mut netlink, "lo").context("bring up the demo's lo")?;
     for net in [&SHOP, &OTHER] {
         add_bridge(&mut netlink, net).with_context(|| format!("add bridge {}", net.bridge))?;
     }
+    keep_apart(&mut netlink, &OTHER, &SHOP).context("keep the demo's networks apart")?;
     let mut world = World { containers: Vec::new(), networks: vec![describe(&SHOP), describe(&OTHER)] };
     for member in &MEMBERS {
         let tid = start(&mut netlink, member)
@@ -96,6 +92,18 @@ pub fn build() -> anyhow::Result<World> {
         world.containers.push(container(member, tid));
     }
     Ok(world)
+}
+
+/// Lets nothing pass from one network to another: a namespace may have been born forwarding.
+fn keep_apart(netlink: &mut Netlink, from: &Net, to: &Net) -> io::Result<()> {
+    let [a, b, c, _] = to.gateway.octets();
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet;
+    rule.header.dst_len = PREFIX_LEN;
+    rule.header.action = RuleAction::Blackhole;
+    rule.attributes.push(RuleAttribute::Destination(Ipv4Addr::new(a, b, c, 0).into()));
+    rule.attributes.push(RuleAttribute::Iifname(from.bridge.to_owned()));
+    netlink.change(RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// A thread in a namespace of its own, connected and at work; its thread ID, which stands for the first

@@ -8,7 +8,7 @@ use std::{
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, Stats64},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -94,17 +94,14 @@ impl Events {
         for message in netlink::messages(&self.buffer) {
             // One that the library cannot read is as good as lost: look at everything again.
             let Ok(message) = message else { return Ok(Some(Batch::Overrun)) };
+            // AF_BRIDGE messages tell of bridge ports, in another form.
+            let ours = |link: &LinkMessage| link.header.interface_family == AddressFamily::Unspec;
             match message.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    // AF_BRIDGE messages tell of bridge ports, in another form.
-                    if link.header.interface_family == 0.into() {
-                        events.push(Event::Link(Link::from(&link)));
-                    }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) if ours(&link) => {
+                    events.push(Event::Link(Link::from(&link)));
                 }
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-                    if link.header.interface_family == 0.into() {
-                        events.push(Event::Gone(Link::from(&link)));
-                    }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) if ours(&link) => {
+                    events.push(Event::Gone(Link::from(&link)));
                 }
                 _ => {}
             }

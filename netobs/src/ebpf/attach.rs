@@ -55,9 +55,8 @@ pub fn attach(
     ifindex: u32,
     ingress: bool,
 ) -> io::Result<Attached> {
-    let filter = |netlink: &mut Netlink| {
-        clsact::Filter::add(netlink, program, ifindex, ingress).map(Attached::Clsact)
-    };
+    let filter =
+        |netlink: &mut Netlink| clsact::Filter::add(netlink, program, ifindex, ingress).map(Attached::Clsact);
     let link = || tcx_link(program, ifindex, ingress).map(Attached::Tcx);
     match mode {
         AttachMode::Tcx => link(),
@@ -114,8 +113,7 @@ fn has_tcx(ifindex: u32, ingress: bool) -> bool {
         link_attach_flags: u64,
         revision: u64,
     }
-    let mut query =
-        Query { target_ifindex: ifindex, attach_type: tcx_hook(ingress), ..Default::default() };
+    let mut query = Query { target_ifindex: ifindex, attach_type: tcx_hook(ingress), ..Default::default() };
     bpf(BPF_PROG_QUERY, &mut query).is_ok() && query.count > 0
 }
 

@@ -38,7 +38,12 @@ pub struct Filter {
 
 impl Filter {
     /// Adds a filter, and the clsact qdisc if there is none. The handle tells whose it is: the process.
-    pub fn add(netlink: &mut Netlink, program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<Self> {
+    pub fn add(
+        netlink: &mut Netlink,
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        ingress: bool,
+    ) -> io::Result<Self> {
         if has_ingress_qdisc(netlink, ifindex)? {
             return Err(io::Error::other("an ingress qdisc is where clsact would be"));
         }
@@ -50,10 +55,7 @@ impl Filter {
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]));
         let add = |netlink: &mut Netlink| {
-            netlink.change(
-                RouteNetlinkMessage::NewTrafficFilter(message.clone()),
-                NLM_F_CREATE | NLM_F_EXCL,
-            )
+            netlink.change(RouteNetlinkMessage::NewTrafficFilter(message.clone()), NLM_F_CREATE | NLM_F_EXCL)
         };
         match add(netlink) {
             Ok(()) => {}
@@ -70,7 +72,9 @@ impl Filter {
     /// Removes the filter; one that is gone (with its interface, or by another's hand) is no error.
     pub fn remove(&self, netlink: &mut Netlink) -> io::Result<()> {
         match netlink.change(RouteNetlinkMessage::DelTrafficFilter(self.message()), 0) {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) => {
+            Err(error)
+                if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) =>
+            {
                 Err(error)
             }
             _ => Ok(()),

@@ -1,6 +1,11 @@
 //! The loaded object: attach to an interface, read its counters, let it go.
 
-use std::{collections::BTreeMap, io, os::fd::{AsFd as _, BorrowedFd}, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::Ordering,
+};
 
 use aya::{
     Ebpf, EbpfLoader,

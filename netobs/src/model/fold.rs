@@ -7,8 +7,8 @@ use std::{
 
 use super::{
     snapshot::{
-        AgentHealth, Baseline, Container, ContainerInterface, Drops, Interface, Network, Rates, SCHEMA_VERSION,
-        Snapshot,
+        AgentHealth, Baseline, Container, ContainerInterface, Drops, Interface, Network, Rates,
+        SCHEMA_VERSION, Snapshot,
     },
     state::{ContainerEntry, InterfaceEntry, Owner, Retired, State, is_live, shares_namespace},
     traffic::Traffic,
@@ -92,11 +92,8 @@ impl State {
         entry: &ContainerEntry,
         owned: &[(&InterfaceEntry, &Owner)],
     ) -> Container {
-        let mut interfaces: BTreeMap<(String, Option<String>), ContainerInterface> = entry
-            .retired
-            .iter()
-            .map(|(key, retired)| (key.clone(), ended_interface(key, retired)))
-            .collect();
+        let mut interfaces: BTreeMap<(String, Option<String>), ContainerInterface> =
+            entry.retired.iter().map(|(key, retired)| (key.clone(), ended_interface(key, retired))).collect();
         for (live, owner) in owned {
             let key = (owner.inner.name.clone(), live.network.clone());
             let interface = interfaces.entry(key).or_default();
@@ -162,8 +159,7 @@ impl State {
             let name = self.containers.get(owner).map_or(owner, |owner| owner.info.name.as_str());
             return Some(format!("counted with container {name}, whose network it shares"));
         }
-        (interfaces.is_empty() && is_live(info))
-            .then(|| "no veth of it was found on this host".to_owned())
+        (interfaces.is_empty() && is_live(info)).then(|| "no veth of it was found on this host".to_owned())
     }
 
     fn fold_network(&self, network: &NetworkInfo, containers: &[Container]) -> Network {

@@ -15,6 +15,6 @@ pub use snapshot::{
 pub use state::State;
 pub use traffic::{Count, Traffic};
 pub use update::{
-    ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind,
-    KernelStats, Namespace, NetworkInfo, Sample, Update,
+    ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
+    Namespace, NetworkInfo, Sample, Update,
 };

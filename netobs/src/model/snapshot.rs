@@ -207,7 +207,8 @@ pub struct AgentHealth {
 }
 
 /// Upper bounds (inclusive, microseconds) of [`Latency::buckets`]; the last bucket has no bound.
-pub const LATENCY_BOUNDS_US: [u64; 11] = [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
+pub const LATENCY_BOUNDS_US: [u64; 11] =
+    [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
 
 /// A distribution of durations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -15,8 +15,8 @@ use super::{
     snapshot::{Baseline, Drops, EngineStatus, Latency, Rates},
     traffic::Traffic,
     update::{
-        ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind,
-        KernelStats, Namespace, NetworkInfo, Sample, Update,
+        ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
+        Namespace, NetworkInfo, Sample, Update,
     },
 };
 
@@ -260,6 +260,14 @@ impl State {
         {
             return;
         }
+        if shares_namespace(&info) {
+            // Found by `/proc` it looked like the owner; the real one is bound next.
+            for interface in self.interfaces.values_mut() {
+                if interface.owner.as_ref().is_some_and(|owner| owner.container == info.id) {
+                    interface.owner = None;
+                }
+            }
+        }
         let entry = self.containers.entry(info.id.clone()).or_default();
         if entry.info.pid != info.pid {
             entry.namespace = None;
@@ -273,7 +281,8 @@ impl State {
         // What an engine says after the end has no endpoints any more; what it was on is still of use.
         let endpoints = std::mem::take(&mut entry.info.endpoints);
         entry.info = info;
-        if !is_live(&entry.info) && entry.info.endpoints.iter().all(|endpoint| endpoint.addresses.is_empty()) {
+        if !is_live(&entry.info) && entry.info.endpoints.iter().all(|endpoint| endpoint.addresses.is_empty())
+        {
             entry.info.endpoints = endpoints;
         }
     }

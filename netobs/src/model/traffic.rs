@@ -199,14 +199,7 @@ impl ByProtocol {
     }
 
     fn each_mut(&mut self) -> [&mut Count; 6] {
-        [
-            &mut self.tcp,
-            &mut self.udp,
-            &mut self.icmp,
-            &mut self.icmpv6,
-            &mut self.sctp,
-            &mut self.other,
-        ]
+        [&mut self.tcp, &mut self.udp, &mut self.icmp, &mut self.icmpv6, &mut self.sctp, &mut self.other]
     }
 }
 

@@ -156,27 +156,49 @@ pub enum Update {
         latency: Duration,
     },
     /// An interface that could not be attached is gone.
-    Vanished { ifindex: u32 },
+    Vanished {
+        ifindex: u32,
+    },
     /// Same attachment, something about the interface is new.
     Changed(InterfaceInfo),
     /// The interface is gone or has left the host's namespace; its last counters.
     Detached(Box<Sample>),
     /// An interface that should be observed and is not.
-    AttachFailed { name: String, ifindex: u32, reason: String },
+    AttachFailed {
+        name: String,
+        ifindex: u32,
+        reason: String,
+    },
     Samples(Vec<Sample>),
     Engine(EngineStatus),
     /// All containers of an engine; any other that it had is removed.
-    Containers { engine: String, containers: Vec<ContainerInfo> },
+    Containers {
+        engine: String,
+        containers: Vec<ContainerInfo>,
+    },
     Container(ContainerInfo),
-    Removed { id: String },
+    Removed {
+        id: String,
+    },
     /// Where a container's process is. Fresh: it binds the host interfaces that lead there now.
-    Namespace { id: String, namespace: Namespace },
+    Namespace {
+        id: String,
+        namespace: Namespace,
+    },
     /// All networks of an engine.
-    Networks { engine: String, networks: Vec<NetworkInfo> },
+    Networks {
+        engine: String,
+        networks: Vec<NetworkInfo>,
+    },
     /// The kernel had more to tell of interfaces than could be taken in; all was listed anew.
     EventsLost,
     /// Something that netobs cannot do here at the moment.
-    Degraded { feature: &'static str, why: String },
+    Degraded {
+        feature: &'static str,
+        why: String,
+    },
     /// What was degraded works.
-    Works { feature: &'static str },
+    Works {
+        feature: &'static str,
+    },
 }

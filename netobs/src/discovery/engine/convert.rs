@@ -3,8 +3,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use bollard::models::{
-    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings,
-    Network,
+    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings, Network,
 };
 
 use crate::model::{Compose, ContainerInfo, ContainerState, Endpoint, NetworkInfo, Subnet};
@@ -58,9 +57,13 @@ pub fn network(engine: &str, answer: Network) -> Option<NetworkInfo> {
     let id = answer.id.filter(|id| !id.is_empty())?;
     let driver = answer.driver.unwrap_or_default();
     let options = answer.options.unwrap_or_default();
-    let bridge = options.get("com.docker.network.bridge.name").filter(|name| !name.is_empty()).cloned().or_else(
-        || (driver == "bridge" && engine == "docker").then(|| format!("br-{}", prefix(&id, BRIDGE_ID_LEN))),
-    );
+    let bridge = options
+        .get("com.docker.network.bridge.name")
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .or_else(|| {
+            (driver == "bridge" && engine == "docker").then(|| format!("br-{}", prefix(&id, BRIDGE_ID_LEN)))
+        });
     let subnets = answer
         .ipam
         .and_then(|ipam| ipam.config)

@@ -58,8 +58,7 @@ pub fn default_sockets() -> Vec<EngineTask> {
 impl EngineTask {
     /// Follows the engine until nobody listens. It may come, go and restart at any time.
     pub async fn run(self, updates: mpsc::Sender<Update>) {
-        let mut follower =
-            Follower { task: self, updates, status: None, known: BTreeMap::new() };
+        let mut follower = Follower { task: self, updates, status: None, known: BTreeMap::new() };
         let mut pause = RETRY_FIRST;
         loop {
             let was_connected = match follower.follow().await {
@@ -224,8 +223,7 @@ impl Follower {
         // A failure shows in the event stream too, and everything is listed anew then.
         let Ok(answer) = docker.list_networks(None::<ListNetworksOptions>).await else { return Ok(()) };
         let engine = self.task.name.clone();
-        let networks =
-            answer.into_iter().filter_map(|network| convert::network(&engine, network)).collect();
+        let networks = answer.into_iter().filter_map(|network| convert::network(&engine, network)).collect();
         self.tell(Update::Networks { engine, networks }).await
     }
 
