@@ -154,6 +154,7 @@ impl Worker {
     /// Compares what is there with what is known.
     fn resync(&mut self) -> io::Result<()> {
         let told = Instant::now();
+        lock(&self.observer).survey()?;
         let links = netlink::links(&mut self.netlink, None)?;
         let known: Vec<u32> = self.known.keys().copied().collect();
         for ifindex in known {

@@ -51,22 +51,27 @@ impl Netlink {
         answer.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Asks for all of a kind.
+    /// Asks for all of a kind, and keeps what is made of each answer: a thousand interfaces as the library
+    /// describes them are many megabytes.
     ///
     /// # Errors
     /// The kernel's own error number.
-    pub fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut answers = Vec::new();
+    pub fn dump<T>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        mut keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut kept = Vec::new();
         for _ in 0..DUMP_TRIES {
-            answers.clear();
+            kept.clear();
             let consistent = self.exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP, &mut |message| {
-                answers.push(message);
+                kept.extend(keep(message));
             })?;
             if consistent {
                 break;
             }
         }
-        Ok(answers)
+        Ok(kept)
     }
 
     /// False if the kernel says that a dump was interrupted by changes.

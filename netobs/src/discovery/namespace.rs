@@ -71,16 +71,17 @@ fn inner_links(netlink: &mut Netlink, nsid: i32) -> io::Result<Vec<InnerLink>> {
 fn addresses(netlink: &mut Netlink, nsid: i32) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
     let mut request = AddressMessage::default();
     request.attributes.push(AddressAttribute::TargetNetNsId(nsid));
-    let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
-    for message in netlink.dump(RouteNetlinkMessage::GetAddress(request))? {
-        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+    let all = netlink.dump(&RouteNetlinkMessage::GetAddress(request), |message| {
+        let RouteNetlinkMessage::NewAddress(message) = message else { return None };
         let address = message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Address(address) => Some(*address),
             _ => None,
         });
-        if let Some(address) = address {
-            found.entry(message.header.index).or_default().push(address);
-        }
+        Some((message.header.index, address?))
+    })?;
+    let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+    for (ifindex, address) in all {
+        found.entry(ifindex).or_default().push(address);
     }
     Ok(found)
 }

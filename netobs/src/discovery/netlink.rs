@@ -139,14 +139,10 @@ pub fn links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<Link>> 
     if let Some(nsid) = nsid {
         request.attributes.push(LinkAttribute::IfNetnsId(nsid));
     }
-    let answers = netlink.dump(RouteNetlinkMessage::GetLink(request))?;
-    Ok(answers
-        .iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
-            _ => None,
-        })
-        .collect())
+    netlink.dump(&RouteNetlinkMessage::GetLink(request), |message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Link::from(&link)),
+        _ => None,
+    })
 }
 
 /// One interface of the client's namespace.

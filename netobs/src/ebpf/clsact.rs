@@ -4,6 +4,7 @@
 //! program may have begun to use it meanwhile, and an empty one does nothing.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
@@ -44,9 +45,6 @@ impl Filter {
         ifindex: u32,
         ingress: bool,
     ) -> io::Result<Self> {
-        if has_ingress_qdisc(netlink, ifindex)? {
-            return Err(io::Error::other("an ingress qdisc is where clsact would be"));
-        }
         let filter = Self { ifindex, ingress, handle: std::process::id() };
         let mut message = filter.message();
         message.attributes.push(TcAttribute::Options(vec![
@@ -92,16 +90,16 @@ impl Filter {
     }
 }
 
-/// Whether the older `ingress` qdisc is there. It has one block of filters only, so that one for egress
-/// would land among those for ingress.
-fn has_ingress_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
-    let request = TcMessage::with_index(ifindex.cast_signed());
-    let answers = netlink.dump(RouteNetlinkMessage::GetQueueDiscipline(request))?;
-    Ok(answers.iter().any(|answer| {
-        let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer else { return false };
-        qdisc.header.index == ifindex.cast_signed()
-            && qdisc.attributes.contains(&TcAttribute::Kind("ingress".to_owned()))
-    }))
+/// Interfaces that have the older `ingress` qdisc, which leaves no room for clsact. It has one block of
+/// filters only: one for egress would land among those for ingress.
+pub fn with_ingress_qdisc(netlink: &mut Netlink) -> io::Result<BTreeSet<u32>> {
+    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let found = netlink.dump(&request, |answer| {
+        let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer else { return None };
+        let ingress = TcAttribute::Kind("ingress".to_owned());
+        qdisc.attributes.contains(&ingress).then_some(qdisc.header.index.cast_unsigned())
+    })?;
+    Ok(found.into_iter().collect())
 }
 
 /// Removes the filters of netobs processes that are no more; how many there were.
@@ -127,23 +125,20 @@ fn ours(netlink: &mut Netlink, ifindex: u32, ingress: bool) -> io::Result<Vec<u3
     let mut request = TcMessage::with_index(ifindex.cast_signed());
     let minor = if ingress { TC_H_MIN_INGRESS } else { TC_H_MIN_EGRESS };
     request.header.parent = TcHandle { major: TC_H_CLSACT, minor };
-    let answers = match netlink.dump(RouteNetlinkMessage::GetTrafficFilter(request)) {
-        // No clsact qdisc, or no such interface: nothing of ours.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => {
-            return Ok(Vec::new());
-        }
-        answers => answers?,
-    };
-    let mut handles = Vec::new();
-    for answer in answers {
-        let RouteNetlinkMessage::NewTrafficFilter(filter) = answer else { continue };
+    let answers = netlink.dump(&RouteNetlinkMessage::GetTrafficFilter(request), |answer| {
+        let RouteNetlinkMessage::NewTrafficFilter(filter) = answer else { return None };
         let handle = u32::from(filter.header.handle);
         let priority = (filter.header.info >> 16) as u16;
-        if handle != 0 && priority == PRIORITY && name(&filter) == Some(FILTER_NAME) {
-            handles.push(handle);
+        let is_ours = handle != 0 && priority == PRIORITY && name(&filter) == Some(FILTER_NAME);
+        is_ours.then_some(handle)
+    });
+    match answers {
+        // No clsact qdisc, or no such interface: nothing of ours.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => {
+            Ok(Vec::new())
         }
+        answers => answers,
     }
-    Ok(handles)
 }
 
 /// The name that a bpf filter was given.

@@ -1,7 +1,7 @@
 //! The loaded object: attach to an interface, read its counters, let it go.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, BorrowedFd},
     sync::atomic::Ordering,
@@ -87,6 +87,8 @@ pub struct Observer {
     mode: AttachMode,
     slots: Slots,
     attachments: BTreeMap<InterfaceKey, Attachment>,
+    /// Interfaces where clsact has no room, by the last survey.
+    without_clsact: BTreeSet<u32>,
 }
 
 impl Observer {
@@ -122,6 +124,7 @@ impl Observer {
             mode: options.mode,
             slots: Slots::new(max_interfaces),
             attachments: BTreeMap::new(),
+            without_clsact: BTreeSet::new(),
         })
     }
 
@@ -161,6 +164,15 @@ impl Observer {
                 Err(error)
             }
         }
+    }
+
+    /// Looks at what others have on the interfaces, before a number of them are attached.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub fn survey(&mut self) -> io::Result<()> {
+        self.without_clsact = clsact::with_ingress_qdisc(&mut self.netlink)?;
+        Ok(())
     }
 
     /// Removes filters that a killed netobs left on an interface. Others' stay.
@@ -208,7 +220,11 @@ impl Observer {
 
     fn attach_one(&mut self, ifindex: u32, ingress: bool) -> Result<Attached, AttachError> {
         let program = if ingress { self.ingress.as_fd() } else { self.egress.as_fd() };
-        attach::attach(&mut self.netlink, program, self.mode, ifindex, ingress).map_err(|source| {
+        let mode = match self.mode {
+            AttachMode::Auto if self.without_clsact.contains(&ifindex) => AttachMode::Tcx,
+            mode => mode,
+        };
+        attach::attach(&mut self.netlink, program, mode, ifindex, ingress).map_err(|source| {
             if nix::net::if_::if_indextoname(ifindex).is_err() {
                 AttachError::Gone
             } else {
