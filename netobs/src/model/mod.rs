@@ -5,6 +5,8 @@
 mod fold;
 pub mod snapshot;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod traffic;
 pub mod update;
 

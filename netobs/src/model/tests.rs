@@ -1,0 +1,286 @@
+//! Updates and times in, snapshots out.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use netobs_common::{Count, Counters, class, l4};
+
+use super::{
+    Baseline, Container, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey,
+    InterfaceKind, KernelStats, Namespace, NetworkInfo, Sample, Snapshot, State, Update, state::PROC,
+};
+
+const GRACE: Duration = Duration::from_secs(300);
+const BRIDGE: InterfaceKey = InterfaceKey(1);
+const VETH: InterfaceKey = InterfaceKey(2);
+
+struct Model {
+    state: State,
+    start: Instant,
+    now: Instant,
+}
+
+impl Model {
+    fn new() -> Self {
+        let start = Instant::now();
+        Self { state: State::new("auto", GRACE), start, now: start }
+    }
+
+    fn apply(&mut self, update: Update) -> &mut Self {
+        self.state.apply(update, self.now);
+        self
+    }
+
+    fn later(&mut self, seconds: u64) -> &mut Self {
+        self.now += Duration::from_secs(seconds);
+        self.state.expire(self.now);
+        self
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.state.snapshot(self.now, SystemTime::UNIX_EPOCH + (self.now - self.start))
+    }
+
+    fn container(&self, name: &str) -> Option<Container> {
+        self.snapshot().containers.into_iter().find(|container| container.name == name)
+    }
+
+    /// docker0 with one veth on it, which leads to ifindex `peer` in namespace 0.
+    fn with_veth(&mut self, key: InterfaceKey, ifindex: u32, peer: u32) -> &mut Self {
+        self.attach(key, ifindex, &format!("veth{ifindex}"), InterfaceKind::Veth, Some(peer))
+    }
+
+    fn attach(
+        &mut self,
+        key: InterfaceKey,
+        ifindex: u32,
+        name: &str,
+        kind: InterfaceKind,
+        peer: Option<u32>,
+    ) -> &mut Self {
+        let interface = InterfaceInfo {
+            key,
+            ifindex,
+            name: name.to_owned(),
+            kind,
+            master: (kind == InterfaceKind::Veth).then_some(3),
+            peer_ifindex: peer,
+            peer_nsid: peer.map(|_| 0),
+        };
+        let baseline = Baseline { rx_packets: 7, ..Baseline::default() };
+        self.apply(Update::Attached {
+            interface,
+            baseline,
+            kernel: KernelStats::default(),
+            latency: Duration::from_micros(150),
+        })
+    }
+}
+
+fn world() -> Model {
+    let mut model = Model::new();
+    model.attach(BRIDGE, 3, "docker0", InterfaceKind::Bridge, None).with_veth(VETH, 10, 9).apply(
+        Update::Networks {
+            engine: "docker".to_owned(),
+            networks: vec![NetworkInfo {
+                id: "n1".to_owned(),
+                name: "bridge".to_owned(),
+                driver: "bridge".to_owned(),
+                engine: "docker".to_owned(),
+                bridge: Some("docker0".to_owned()),
+                ..NetworkInfo::default()
+            }],
+        },
+    );
+    model
+}
+
+fn running(name: &str, pid: u32) -> ContainerInfo {
+    ContainerInfo {
+        id: format!("{name:0<64}"),
+        name: name.to_owned(),
+        state: ContainerState::Running,
+        engine: "docker".to_owned(),
+        pid: Some(pid),
+        network_mode: "bridge".to_owned(),
+        ..ContainerInfo::default()
+    }
+}
+
+fn namespace(info: &ContainerInfo, peer: u32) -> Update {
+    let link =
+        InnerLink { ifindex: peer, name: "eth0".to_owned(), mac: String::new(), addresses: Vec::new() };
+    let namespace = Namespace { identity: (4, 1), nsid: Some(0), host: false, links: vec![link] };
+    Update::Namespace { id: info.id.clone(), namespace }
+}
+
+/// Of TCP: the host's end has received `rx` packets of 100 bytes and sent `tx`.
+fn sample(key: InterfaceKey, rx: u64, tx: u64) -> Sample {
+    let count = |packets| {
+        let mut counters = Counters::ZERO;
+        counters.class[(class::IPV4 + l4::TCP) as usize] = Count { packets, bytes: packets * 100 };
+        counters
+    };
+    let kernel = KernelStats { tx_dropped: 2, ..KernelStats::default() };
+    Sample { key, ingress: count(rx), egress: count(tx), kernel: Some(kernel) }
+}
+
+#[test]
+fn a_container_receives_what_the_hosts_end_sends() {
+    let mut model = world();
+    let info = running("web", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Samples(vec![sample(VETH, 3, 5)]));
+    let web = model.container("web").expect("web");
+    assert_eq!((web.rx.packets, web.tx.packets), (5, 3));
+    assert_eq!((web.before.rx_packets, web.before.tx_packets), (0, 7));
+    assert_eq!(web.drops.map(|drops| (drops.rx_dropped, drops.tx_dropped)), Some((2, 0)));
+    assert_eq!(web.networks, ["bridge"]);
+    assert_eq!(web.interfaces[0].host_interface.as_deref(), Some("veth10"));
+    let network = &model.snapshot().networks[0];
+    assert_eq!((network.containers.as_slice(), network.containers_rx.packets), (&["web".to_owned()][..], 5));
+}
+
+#[test]
+fn the_name_comes_after_the_counters() {
+    let mut model = world();
+    model.apply(Update::Samples(vec![sample(VETH, 3, 5)]));
+    assert_eq!(model.state.unbound_namespaces().len(), 1);
+    assert_eq!(model.snapshot().agent.unattributed_interfaces, 1);
+    let info = running("late", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    assert_eq!(model.container("late").expect("late").tx.packets, 3, "applied backwards");
+    assert!(model.state.unbound_namespaces().is_empty());
+}
+
+#[test]
+fn rates_are_of_the_time_between_two_samples() {
+    let mut model = world();
+    let info = running("web", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Samples(vec![sample(VETH, 10, 0)]));
+    assert_eq!(model.container("web").expect("web").rates, None);
+    model.later(2).apply(Update::Samples(vec![sample(VETH, 30, 0)]));
+    let rates = model.container("web").expect("web").rates.expect("rates");
+    assert_eq!((rates.tx_packets_per_second, rates.tx_bits_per_second), (10.0, 8000.0));
+    assert_eq!(model.snapshot().interval_seconds, Some(2.0));
+}
+
+#[test]
+fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
+    let mut model = world();
+    let info = running("web", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
+    // Another namespace, with the same number, another veth and process.
+    let again = running("web", 2);
+    model
+        .with_veth(InterfaceKey(3), 12, 11)
+        .apply(Update::Container(again.clone()))
+        .apply(namespace(&again, 11));
+    model.apply(Update::Samples(vec![sample(InterfaceKey(3), 1, 1)]));
+    let web = model.container("web").expect("web");
+    assert_eq!((web.rx.packets, web.tx.packets, web.interfaces.len()), (6, 4, 1));
+    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2))));
+    model.apply(Update::Removed { id: info.id });
+    model.later(GRACE.as_secs() - 1);
+    let web = model.container("web").expect("still within its grace period");
+    assert_eq!((web.state, web.rx.packets), (ContainerState::Removed, 7));
+    model.later(1);
+    assert_eq!(model.container("web"), None);
+}
+
+#[test]
+fn a_stopped_container_is_hidden_and_not_forgotten() {
+    let mut model = world();
+    let info = running("web", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
+    model.apply(Update::Container(ContainerInfo {
+        state: ContainerState::Exited,
+        pid: None,
+        ..info.clone()
+    }));
+    model.later(GRACE.as_secs());
+    assert_eq!(model.container("web"), None);
+    model.apply(Update::Container(info));
+    assert_eq!(model.container("web").expect("started again").rx.packets, 5);
+}
+
+#[test]
+fn what_had_exited_before_is_not_shown() {
+    let mut model = world();
+    let info = ContainerInfo { state: ContainerState::Exited, pid: None, ..running("old", 1) };
+    model.apply(Update::Container(info));
+    assert_eq!(model.container("old"), None);
+}
+
+#[test]
+fn a_used_again_namespace_number_is_not_the_old_containers() {
+    let mut model = world();
+    let old = running("old", 1);
+    model.apply(Update::Container(old.clone())).apply(namespace(&old, 9));
+    // The old one has ended, which nobody has told yet; its namespace's number is another's now.
+    model.with_veth(InterfaceKey(3), 12, 11);
+    let new = running("new", 2);
+    model.apply(Update::Container(new.clone())).apply(namespace(&new, 11));
+    model.apply(Update::Samples(vec![sample(VETH, 1, 1), sample(InterfaceKey(3), 5, 5)]));
+    assert_eq!(model.container("old").expect("old").rx.packets, 1);
+    assert_eq!(model.container("new").expect("new").rx.packets, 5);
+}
+
+#[test]
+fn members_of_a_namespace_are_counted_once() {
+    let mut model = world();
+    // By `/proc` the member was found first.
+    let member = ContainerInfo { engine: PROC.to_owned(), ..running("member", 2) };
+    model.apply(Update::Container(member.clone())).apply(namespace(&member, 9));
+    let owner = running("owner", 1);
+    let member = ContainerInfo { network_mode: format!("container:{}", owner.id), ..running("member", 2) };
+    model.apply(Update::Container(owner.clone())).apply(Update::Container(member.clone()));
+    model.apply(namespace(&member, 9)).apply(namespace(&owner, 9));
+    model.apply(Update::Samples(vec![sample(VETH, 1, 1)]));
+    assert_eq!(model.container("owner").expect("owner").rx.packets, 1);
+    let member = model.container("member").expect("member");
+    assert_eq!(member.rx.packets, 0);
+    assert_eq!(member.unobserved.as_deref(), Some("counted with container owner, whose network it shares"));
+}
+
+#[test]
+fn an_engines_list_is_complete_and_proc_knows_less() {
+    let mut model = world();
+    model.apply(Update::Container(running("gone", 1)));
+    model.apply(Update::Containers { engine: "docker".to_owned(), containers: vec![running("stays", 2)] });
+    assert_eq!(model.container("gone").expect("in grace").state, ContainerState::Removed);
+    let nameless = ContainerInfo { name: String::new(), engine: PROC.to_owned(), ..running("stays", 2) };
+    model.apply(Update::Container(nameless));
+    assert_eq!(model.container("stays").expect("keeps its name").engine, "docker");
+    assert!(model.state.settled(&["docker".to_owned()]));
+    assert!(!model.state.settled(&["podman".to_owned()]));
+}
+
+#[test]
+fn what_is_not_attached_is_said_until_it_is() {
+    let mut model = Model::new();
+    let failed = || Update::AttachFailed { name: "veth9".to_owned(), ifindex: 9, reason: "full".to_owned() };
+    model.apply(failed());
+    assert_eq!(model.snapshot().agent.unattached, [("veth9".to_owned(), "full".to_owned())]);
+    model.with_veth(VETH, 9, 8);
+    assert!(model.snapshot().agent.unattached.is_empty());
+    model.apply(failed()).apply(Update::Vanished { ifindex: 9 });
+    assert!(model.snapshot().agent.unattached.is_empty());
+    model.apply(Update::Degraded { feature: "processes", why: "no /proc".to_owned() });
+    assert_eq!(model.snapshot().agent.degraded.len(), 1);
+    model.apply(Update::Works { feature: "processes" }).apply(Update::EventsLost);
+    assert!(model.snapshot().agent.degraded.is_empty());
+    assert_eq!(model.snapshot().agent.event_overruns, 1);
+}
+
+#[test]
+fn interfaces_of_unknown_containers_end_with_the_grace_period_too() {
+    let mut model = world();
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
+    assert_eq!(model.snapshot().interfaces.len(), 1, "the bridge");
+    assert_eq!(model.state.interfaces.len(), 2);
+    model.later(GRACE.as_secs());
+    assert_eq!(model.state.interfaces.len(), 1);
+}
