@@ -21,12 +21,13 @@ const PROGRAMS: [(&str, &str); 6] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 6] = [
+const AREAS: [(&str, bool, bool); 7] = [
     ("cli", true, false),
     ("classifier", true, false),
-    ("netns", false, false),
+    ("netns", true, false),
     ("demo", false, false),
     ("engine", false, true),
+    ("prometheus", false, true),
     ("scale", false, false),
 ];
 
