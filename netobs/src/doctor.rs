@@ -36,7 +36,7 @@ struct Finding {
     advice: Option<String>,
 }
 
-/// Oldest kernel that the programs load on: global functions, 64-bit array maps in user memory.
+/// Oldest kernel that the programs are for: array maps in user memory (5.5), `gso_size` (5.7), `CAP_BPF` (5.8).
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 /// First kernel with TCX.
 const TCX_KERNEL: (u32, u32) = (6, 6);
@@ -72,6 +72,16 @@ fn kernel(proc_root: &Path) -> Finding {
         None => (Verdict::Less, "version not understood", None),
     };
     Finding { verdict, subject: "kernel", found: format!("{release} ({attach})"), advice }
+}
+
+/// # Errors
+/// On a kernel that is too old, and says which is not.
+pub fn require_kernel(proc_root: &Path) -> anyhow::Result<()> {
+    let kernel = kernel(proc_root);
+    if kernel.verdict == Verdict::Bad {
+        anyhow::bail!("kernel {}: {}", kernel.found, kernel.advice.unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// `6.18.44-fc` is (6, 18).
@@ -185,6 +195,18 @@ fn engines(named: &[String]) -> anyhow::Result<Vec<Finding>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_kernel_is_refused_by_name() -> std::io::Result<()> {
+        let root = tempfile::tempdir()?;
+        fs::create_dir_all(root.path().join("sys/kernel"))?;
+        fs::write(root.path().join("sys/kernel/osrelease"), "4.19.0-27-amd64\n")?;
+        let message = require_kernel(root.path()).map_err(|error| error.to_string());
+        assert_eq!(message, Err("kernel 4.19.0-27-amd64 (too old): needs Linux 5.10 or later".to_owned()));
+        fs::write(root.path().join("sys/kernel/osrelease"), "5.10.0\n")?;
+        assert!(require_kernel(root.path()).is_ok());
+        Ok(())
+    }
 
     #[test]
     fn kernel_releases() {

@@ -1,6 +1,6 @@
 //! From the command line's options to a running [`Agent`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
@@ -9,7 +9,7 @@ use crate::{
     cli::ObserveArgs,
     demo::World,
     discovery::engine::{self, EngineTask},
-    privileges,
+    doctor, privileges,
 };
 
 /// A runtime of one thread: the work is little and mostly waiting.
@@ -25,6 +25,7 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
 pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
+    doctor::require_kernel(Path::new("/proc"))?;
     privileges::require()?;
     let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
     let known = demo.unwrap_or_default();

@@ -186,6 +186,12 @@ fn the_agent_waits_for_an_engine_and_says_so() {
     agent.kill();
 }
 
+/// Whether a process is the child of another.
+fn below(pid: u32, parent: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|ppid| ppid.trim() == parent.trim()))
+}
+
 /// The full-screen view in a terminal that tmux plays.
 #[test]
 fn full_screen() {
@@ -227,5 +233,19 @@ fn full_screen() {
     shows("eth0");
     tmux(&["send-keys", "q"]);
     shows("code=0");
+    // Ended by a signal, it gives the terminal back as well.
+    tmux(&["send-keys", &format!("clear; {} watch --demo; echo then=$?", binary().display()), "Enter"]);
+    shows("database");
+    let pids = Command::new("pgrep").args(["-f", &format!("^{} watch --demo$", binary().display())]).output();
+    let pids = String::from_utf8(pids.expect("run pgrep").stdout).expect("UTF-8");
+    let screens: Vec<u32> = pids
+        .lines()
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| below(*pid, &tmux(&["display-message", "-p", "#{pane_pid}"])))
+        .collect();
+    assert_eq!(screens.len(), 1, "{pids}");
+    netobs_tests::program::signal(screens[0], nix::sys::signal::Signal::SIGTERM);
+    let screen = shows("then=0");
+    assert!(!screen.contains("database"), "the view is gone: {screen}");
     tmux(&["kill-server"]);
 }

@@ -51,6 +51,10 @@ pub fn clippy(tools: &Tools) -> anyhow::Result<()> {
 /// Builds and strips the object; where it is.
 fn build(tools: &Tools) -> anyhow::Result<PathBuf> {
     let folder = target().join("ebpf");
+    // From nothing, half a minute: what another compiler or another xtask has left must not get in.
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
     let mut cargo = cargo(tools, "build")?;
     rustc::wrap(&mut cargo, &folder.join("rustc-wrapper"))?;
     run_command(&mut cargo)?;
