@@ -1,6 +1,6 @@
 //! `netobs agent`: the counters over HTTP.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{io::Write as _, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use bytes::{BufMut as _, BytesMut, buf::Writer};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -22,9 +23,6 @@ use crate::{
     observe,
     output::{json, prometheus},
 };
-
-/// Prometheus text exposition format.
-const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Requests that may wait for a sample; more are turned away.
 const REQUEST_QUEUE: usize = 64;
@@ -103,15 +101,19 @@ async fn index() -> &'static str {
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, PROMETHEUS_TEXT, prometheus::encode).await
+    with_snapshot(asker, prometheus::CONTENT_TYPE, |snapshot, to| prometheus::write(snapshot, to)).await
 }
 
 async fn cadvisor(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, PROMETHEUS_TEXT, prometheus::encode_cadvisor).await
+    with_snapshot(asker, prometheus::CONTENT_TYPE, |snapshot, to| prometheus::write_cadvisor(snapshot, to))
+        .await
 }
 
 async fn snapshot(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, "application/json", json::line).await
+    with_snapshot(asker, "application/json", |snapshot, to| -> anyhow::Result<()> {
+        Ok(to.write_all(json::line(snapshot)?.as_bytes())?)
+    })
+    .await
 }
 
 async fn ready(State(asker): State<Asker>) -> Response {
@@ -128,7 +130,7 @@ async fn ready(State(asker): State<Asker>) -> Response {
 async fn with_snapshot<E: std::fmt::Display>(
     asker: Asker,
     content_type: &'static str,
-    encode: impl FnOnce(&Snapshot) -> Result<String, E>,
+    encode: impl FnOnce(&Snapshot, &mut Writer<BytesMut>) -> Result<(), E>,
 ) -> Response {
     let (answer, answered) = oneshot::channel();
     if asker.0.try_send(Request::Snapshot(answer)).is_err() {
@@ -137,8 +139,9 @@ async fn with_snapshot<E: std::fmt::Display>(
     let Ok(snapshot) = answered.await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    match encode(&snapshot) {
-        Ok(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
+    let mut body = BytesMut::new().writer();
+    match encode(&snapshot, &mut body) {
+        Ok(()) => ([(header::CONTENT_TYPE, content_type)], body.into_inner().freeze()).into_response(),
         Err(error) => {
             tracing::error!(%error, "encode a snapshot");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -126,6 +126,12 @@ fn write_agent(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Erro
         "Interfaces that netobs counts on and whose container it does not know",
         agent.unattributed_interfaces,
     )?;
+    out.counters(
+        "netobs_interface_event_overruns_total".to_owned(),
+        "Times that the kernel's events about interfaces were lost and all were listed anew".to_owned(),
+        &mut vec![Labels::new([], []).metric()],
+        |_| agent.event_overruns,
+    )?;
     // Two endpoints of one engine: it is up if either answers.
     let engines = snapshot
         .engines
