@@ -101,12 +101,11 @@ async fn index() -> &'static str {
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, prometheus::CONTENT_TYPE, |snapshot, to| prometheus::write(snapshot, to)).await
+    with_snapshot(asker, prometheus::CONTENT_TYPE, prometheus::write).await
 }
 
 async fn cadvisor(State(asker): State<Asker>) -> Response {
-    with_snapshot(asker, prometheus::CONTENT_TYPE, |snapshot, to| prometheus::write_cadvisor(snapshot, to))
-        .await
+    with_snapshot(asker, prometheus::CONTENT_TYPE, prometheus::write_cadvisor).await
 }
 
 async fn snapshot(State(asker): State<Asker>) -> Response {

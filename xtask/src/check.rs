@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     ebpf, imports,
-    process::{find, root, run as run_command},
+    process::{root, run as run_command},
     setup,
 };
 
@@ -28,15 +28,16 @@ pub fn run() -> anyhow::Result<()> {
     dependencies()
 }
 
-/// cargo-deny where it is installed. The advisories need a database from the network.
+/// Bans, licences and sources of all dependencies. Not the advisories: they are a database on the network.
 fn dependencies() -> anyhow::Result<()> {
-    if find("cargo-deny").is_none() {
-        println!("dependencies: not checked, there is no cargo-deny (`cargo install cargo-deny`)");
-        return Ok(());
+    let deny = setup::cargo_deny()?;
+    for manifest in ["Cargo.toml", "netobs-ebpf/Cargo.toml"] {
+        run_command(
+            Command::new(&deny)
+                .args(["--manifest-path", manifest, "--locked", "--config", "deny.toml", "check"])
+                .args(["--hide-inclusion-graph", "bans", "licenses", "sources"])
+                .current_dir(root()),
+        )?;
     }
-    run_command(
-        Command::new("cargo")
-            .args(["deny", "--locked", "check", "bans", "licenses", "sources"])
-            .current_dir(root()),
-    )
+    Ok(())
 }

@@ -13,6 +13,9 @@ use crate::process::{self, find, is_root, output, root, target};
 /// The newest that works with this toolchain's LLVM.
 const BPF_LINKER_VERSION: &str = "0.10.3";
 
+/// Checks dependencies.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
 /// A folder or a .tar.xz with `library/` in it, for machines where nothing else works.
 const RUST_SRC_VARIABLE: &str = "NETOBS_RUST_SRC";
 
@@ -44,19 +47,29 @@ fn tools_folder() -> PathBuf {
 }
 
 fn bpf_linker() -> anyhow::Result<PathBuf> {
-    let own = tools_folder().join("bin/bpf-linker");
-    for candidate in [Some(own.clone()), find("bpf-linker")].into_iter().flatten() {
-        let version = Command::new(&candidate).arg("--version").output();
-        if version.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(BPF_LINKER_VERSION)) {
+    cargo_tool("bpf-linker", BPF_LINKER_VERSION)
+}
+
+/// Built when first wanted, which takes some minutes.
+pub fn cargo_deny() -> anyhow::Result<PathBuf> {
+    cargo_tool("cargo-deny", CARGO_DENY_VERSION)
+}
+
+/// A program from the registry in exactly this version: ours, else the one on PATH, else built now.
+fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
+    let own = tools_folder().join("bin").join(name);
+    for candidate in [Some(own.clone()), find(name)].into_iter().flatten() {
+        let answer = Command::new(&candidate).arg("--version").output();
+        if answer.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(version)) {
             return Ok(candidate);
         }
     }
-    println!("building bpf-linker {BPF_LINKER_VERSION}, about a minute");
+    println!("building {name} {version}, some minutes");
     process::run(
         Command::new("cargo")
             .args(["install", "--locked", "--quiet", "--root"])
             .arg(tools_folder())
-            .arg(format!("bpf-linker@{BPF_LINKER_VERSION}"))
+            .arg(format!("{name}@{version}"))
             // Not this repository's settings, and not its build folder either.
             .env_remove("CARGO_TARGET_DIR")
             .current_dir(std::env::temp_dir()),

@@ -98,7 +98,7 @@ fn nothing_to_tell_is_still_an_answer() {
     let empty = Snapshot::empty(std::time::SystemTime::UNIX_EPOCH);
     let series = parse(&encode(&empty).expect("text"));
     let own = series.keys().filter(|name| !name.contains("latency")).count();
-    assert_eq!(own, 4, "three gauges of the agent and its version: {series:?}");
+    assert_eq!(own, 5, "of the agent itself: {series:?}");
     assert_eq!(encode_cadvisor(&empty).expect("text"), "");
 }
 
@@ -122,34 +122,4 @@ fn drops_that_are_not_known_are_left_out() {
     }
     assert!(!encode(&snapshot).expect("text").contains("netobs_container_receive_errors"));
     assert!(!encode_cadvisor(&snapshot).expect("text").contains("dropped"));
-}
-
-/// For `promtool check metrics`, and to see how fast a large host is encoded:
-/// `NETOBS_EXAMPLE=DIR cargo test --release -p netobs --lib output::prometheus -- --ignored --nocapture`.
-#[test]
-#[ignore = "writes files and prints a time"]
-fn write_examples() {
-    let directory = std::env::var("NETOBS_EXAMPLE").expect("NETOBS_EXAMPLE");
-    let save = |name: &str, text: String| std::fs::write(format!("{directory}/{name}"), text).expect("write");
-    save("snapshot.json", crate::output::json::line(&fixture::snapshot()).expect("line"));
-    save("metrics.prom", encode(&fixture::snapshot()).expect("text"));
-    save("cadvisor.prom", encode_cadvisor(&fixture::snapshot()).expect("text"));
-    let mut large = fixture::snapshot();
-    large.containers = (0..1000)
-        .map(|number| {
-            let mut container = fixture::container('a', &format!("shop-web-{number}"), "shop_default", 1000);
-            container.id = format!("{number:064x}").chars().rev().collect();
-            container.state = ContainerState::Running;
-            container
-        })
-        .collect();
-    for _ in 0..20 {
-        let start = std::time::Instant::now();
-        let text = encode(&large).expect("text");
-        let encoded = start.elapsed();
-        super::write(&large, &mut std::io::sink()).expect("written");
-        let written = start.elapsed() - encoded;
-        println!("1,000 containers: encode {encoded:?}, write {written:?}, {} bytes", text.len());
-    }
-    assert_ne!(large.containers[0].rx, Traffic::default());
 }
