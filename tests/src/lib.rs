@@ -8,6 +8,7 @@ pub mod http;
 pub mod kernel;
 pub mod netns;
 pub mod program;
+pub mod test_run;
 pub mod traffic;
 
 use std::{

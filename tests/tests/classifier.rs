@@ -1,12 +1,13 @@
 //! The classifier on packets built by hand, by `BPF_PROG_TEST_RUN`: what each is counted as.
 
-use std::os::fd::AsRawFd as _;
-
 use netobs::{
     ebpf::{AttachMode, Observer, Options},
     model::{InterfaceKey, Traffic},
 };
-use netobs_tests::netns::Netns;
+use netobs_tests::{
+    netns::Netns,
+    test_run::{Gso, test_run},
+};
 
 const KEY: InterfaceKey = InterfaceKey(0);
 /// `lo`, whose packets `BPF_PROG_TEST_RUN` pretends to have.
@@ -16,54 +17,6 @@ const UNICAST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const MULTICAST: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-/// Offload fields that a packet is given.
-#[derive(Clone, Copy, Default)]
-struct Gso {
-    segments: u32,
-    size: u32,
-}
-
-/// Runs a packet through the ingress program once; its verdict.
-fn run(observer: &Observer, packet: &[u8], gso: Gso) -> std::io::Result<i32> {
-    const BPF_PROG_TEST_RUN: libc::c_int = 10;
-    /// `struct __sk_buff` of linux/bpf.h in words, and which of them are the offload fields.
-    const CONTEXT_WORDS: usize = 48;
-    const GSO_SEGS: usize = 41;
-    const GSO_SIZE: usize = 44;
-    #[repr(C)]
-    #[derive(Default)]
-    struct TestRun {
-        prog_fd: u32,
-        retval: u32,
-        data_size_in: u32,
-        data_size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-    }
-    let mut context = [0u32; CONTEXT_WORDS];
-    context[GSO_SEGS] = gso.segments;
-    context[GSO_SIZE] = gso.size;
-    let mut attribute = TestRun {
-        prog_fd: observer.program(true).as_raw_fd().cast_unsigned(),
-        data_size_in: packet.len() as u32,
-        data_in: packet.as_ptr() as u64,
-        repeat: 1,
-        ctx_size_in: size_of_val(&context) as u32,
-        ctx_in: context.as_ptr() as u64,
-        ..TestRun::default()
-    };
-    // SAFETY: the attribute, the packet and the context live through the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attribute, size_of::<TestRun>()) };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(attribute.retval.cast_signed()) }
-}
-
 /// What packets of one kind are counted as.
 fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic {
     Netns::new().run(move || {
@@ -71,7 +24,7 @@ fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic 
             Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto }).expect("load");
         observer.attach(KEY, LO).expect("attach to lo");
         packets(&|packet, gso| {
-            let verdict = run(&observer, packet, gso).expect("test run");
+            let (verdict, _) = test_run(observer.program(true), packet, gso, 1).expect("test run");
             assert_eq!(verdict, -1, "netobs only looks: TC_ACT_UNSPEC");
         });
         let [ingress, egress] = observer.read(KEY).expect("attached");

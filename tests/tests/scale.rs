@@ -4,12 +4,20 @@
 //! The figures in `docs/benchmarks.md` are from `cargo test --release --package netobs-tests --test scale
 //! -- --nocapture --test-threads=1`.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Instant,
+};
 
+use netobs::{
+    ebpf::{AttachMode, Observer, Options},
+    model::InterfaceKey,
+};
 use netobs_tests::{
     http,
     netns::Netns,
     program::{Agent, LIMIT, number},
+    test_run::{Gso, empty_program, test_run},
     wait_for,
 };
 use serde_json::Value;
@@ -54,6 +62,41 @@ fn quantile(latency: &Value, share: f64) -> u64 {
         }
     }
     u64::MAX
+}
+
+/// What one run of the program costs, hot, beside one that does nothing, in turns.
+#[test]
+fn nanoseconds_a_packet() {
+    const REPEAT: u32 = 1_000_000;
+    const ROUNDS: usize = 9;
+    let mut udp = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17];
+    udp.resize(64, 0);
+    let mut tcp = udp.clone();
+    (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
+    let (empty, udp, tcp) = Netns::new().run(move || {
+        let mut observer =
+            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto }).expect("load");
+        observer.attach(InterfaceKey(0), 1).expect("attach to lo");
+        let empty = empty_program().expect("load an empty program");
+        let median = |mut times: Vec<u32>| {
+            times.sort_unstable();
+            (times[0], times[times.len() / 2], times[times.len() - 1])
+        };
+        let run = |program: BorrowedFd<'_>, packet: &[u8]| {
+            test_run(program, packet, Gso::default(), REPEAT).expect("test run").1
+        };
+        let (mut of_empty, mut of_udp, mut of_tcp) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            of_empty.push(run(empty.as_fd(), &udp));
+            of_udp.push(run(observer.program(true), &udp));
+            of_tcp.push(run(observer.program(true), &tcp));
+        }
+        let [counted, _] = observer.read(InterfaceKey(0)).expect("attached");
+        let counted: u64 = counted.class.iter().map(|count| count.packets).sum();
+        assert_eq!(counted, 2 * ROUNDS as u64 * u64::from(REPEAT), "each run is counted");
+        (median(of_empty), median(of_udp), median(of_tcp))
+    });
+    println!("ns a packet (least, median, most): empty {empty:?}, 64-byte UDP {udp:?}, 64-byte TCP {tcp:?}");
 }
 
 #[test]
@@ -143,6 +186,4 @@ fn churn_leaves_nothing() {
     let after = agent.resident_kib();
     println!("churn of 800 interfaces: {resident} KiB resident before, {after} KiB after");
     assert!(after < resident + resident / 10 + 1024, "{resident} KiB before, {after} KiB after");
-    drop(agent);
-    std::thread::sleep(Duration::from_millis(1));
 }

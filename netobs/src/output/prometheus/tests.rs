@@ -2,7 +2,6 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::*;
 use crate::{
-    model::{ContainerState, Traffic},
     output::fixture,
 };
 
