@@ -131,6 +131,35 @@ fn five_hundred_one_after_the_other() {
     assert_eq!(total, 500, "each is attached once");
 }
 
+/// Why filters are the rule (docs/adr/0002-clsact-before-tcx.md).
+#[test]
+fn links_beside_filters() {
+    const INTERFACES: u32 = 20;
+    let host = Netns::new();
+    batch(&host, INTERFACES as usize / 2, "link add v{} type veth peer name w{}");
+    let time = |mode| {
+        host.run(move || {
+            let mut observer = Observer::load(Options { max_interfaces: 64, mode }).expect("load");
+            let mut times: Vec<_> = (0..INTERFACES)
+                .map(|n| {
+                    let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);
+                    let ifindex = nix::net::if_::if_nametoindex(name.as_str()).expect("its index");
+                    let start = Instant::now();
+                    observer.attach(InterfaceKey(u64::from(n)), ifindex).expect("attach");
+                    start.elapsed()
+                })
+                .collect();
+            times.sort();
+            times[times.len() / 2]
+        })
+    };
+    println!(
+        "attach one interface, median of {INTERFACES}: clsact {:?}, TCX {:?}",
+        time(AttachMode::Clsact),
+        time(AttachMode::Tcx)
+    );
+}
+
 #[test]
 fn a_thousand_interfaces() {
     let host = Netns::new();

@@ -1,9 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::*;
-use crate::{
-    output::fixture,
-};
+use crate::output::fixture;
 
 /// Series (as written) and value; panics on a series that comes twice.
 fn parse(text: &str) -> BTreeMap<String, f64> {
