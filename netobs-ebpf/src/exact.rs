@@ -1,6 +1,7 @@
 //! The exact layer: every frame of an attached interface, counted once, by what it is.
 
 use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
 use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
 
 use crate::{
@@ -11,12 +12,16 @@ use crate::{
 /// Counts one frame. `DIRECTION` is the attached interface's, see [`netobs_common::INGRESS`].
 #[inline(always)]
 pub fn count<const DIRECTION: u32>(ctx: &TcContext) {
-    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    if let Some(counters) = maps::counters(ifindex, DIRECTION) {
+    if let Some(counters) = maps::counters(ifindex(ctx), DIRECTION) {
         // SAFETY: points into this CPU's block, which no other CPU writes.
         add(ctx, unsafe { &mut *counters });
     }
+}
+
+#[inline(always)]
+fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+    unsafe { (*ctx.skb.skb).ifindex }
 }
 
 #[inline(always)]
@@ -48,6 +53,8 @@ fn add(ctx: &TcContext, counters: &mut Counters) {
     }
     if packet.truncated {
         counters.truncated += 1;
+        // The one thing about a packet that nobody expects. Off unless asked for, and then not in the program.
+        debug!(ctx, "frame of {} bytes ends inside a header, ifindex {}", ctx.len(), ifindex(ctx));
     }
     if gso_size != 0 {
         unfold(ctx, counters, len, gso_size, u64::from(packet.headers_len), tag_len);

@@ -40,6 +40,8 @@ const SCAN_PAUSE: Duration = Duration::from_millis(10);
 pub struct Config {
     pub max_interfaces: u32,
     pub mode: AttachMode,
+    /// See [`Options::log`].
+    pub log_programs: bool,
     /// How long what has ended is still told of.
     pub grace: Duration,
     pub engines: Vec<EngineTask>,
@@ -80,7 +82,8 @@ impl Agent {
     /// # Errors
     /// See [`StartError`]; nothing stays attached then.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let options = Options { max_interfaces: config.max_interfaces, mode: config.mode };
+        let options =
+            Options { max_interfaces: config.max_interfaces, mode: config.mode, log: config.log_programs };
         let observer = Observer::load(options)?;
         let mut state = State::new(observer.mode().to_string(), config.grace);
         let observer: Shared = Arc::new(Mutex::new(observer));

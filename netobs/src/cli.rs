@@ -40,6 +40,9 @@ pub struct ObserveArgs {
     /// Interfaces that can be observed at a time; each takes 1 KiB of kernel memory per CPU
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub max_interfaces: u32,
+    /// Let the kernel programs log what is odd about packets (NETOBS_LOG=debug shows it)
+    #[arg(long)]
+    pub log_programs: bool,
     /// How long an ended container is still shown
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub grace: Duration,

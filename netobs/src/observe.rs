@@ -32,6 +32,7 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
     let agent = Agent::start(Config {
         max_interfaces: args.max_interfaces,
         mode: args.attach,
+        log_programs: args.log_programs,
         grace: args.grace,
         engines,
         proc_root: PathBuf::from("/proc"),

@@ -21,7 +21,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic {
     Netns::new().run(move || {
         let mut observer =
-            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto }).expect("load");
+            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, log: false }).expect("load");
         observer.attach(KEY, LO).expect("attach to lo");
         packets(&|packet, gso| {
             let (verdict, _) = test_run(observer.program(true), packet, gso, 1).expect("test run");
@@ -285,7 +285,7 @@ fn interfaces_that_share_a_directory_cell_are_told_apart() {
     ));
     let counts = host.run(move || {
         let mut observer =
-            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto }).expect("load");
+            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, log: false }).expect("load");
         let (first, second) = (InterfaceKey(1), InterfaceKey(2));
         observer.attach(first, 100).expect("attach near0");
         observer.attach(second, apart).expect("attach far0");

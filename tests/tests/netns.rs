@@ -168,6 +168,39 @@ fn frames_of_a_raw_socket() {
 }
 
 #[test]
+fn the_programs_log_when_asked_and_only_then() {
+    for (arguments, expected) in [(&["--log-programs"][..], true), (&[], false)] {
+        let world = World::new(1);
+        let mut command = netobs_tests::program::netobs(Some(&world.host));
+        command.args(["watch", "--no-engine", "--interval", "100ms", "--output", "json"]).args(arguments);
+        command
+            .env("NETOBS_LOG", "debug")
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        let mut child = netobs_tests::netns::die_with_parent(&mut command).spawn().expect("start");
+        let mut lines =
+            std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("a pipe")));
+        assert!(lines.next().is_some());
+        // An IPv4 header that ends after six bytes.
+        let mut short = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 8, 0, 0x45];
+        short.resize(20, 0);
+        traffic::raw(&world.containers[0], "eth0", vec![short]);
+        for _ in 0..5 {
+            assert!(lines.next().is_some());
+        }
+        netobs_tests::program::signal(
+            // nsenter has become the program.
+            child.id(),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        drop(lines);
+        let output = child.wait_with_output().expect("its end");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said.contains("frame of 20 bytes ends inside a header"), expected, "{said}");
+    }
+}
+
+#[test]
 fn what_passed_before_is_the_baseline() {
     let world = World::new(2);
     world.containers[0].sh("busybox ping -q -c 10 -i 0.05 10.77.0.11");

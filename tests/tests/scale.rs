@@ -75,7 +75,7 @@ fn nanoseconds_a_packet() {
     (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
     let (empty, udp, tcp) = Netns::new().run(move || {
         let mut observer =
-            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto }).expect("load");
+            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, log: false }).expect("load");
         observer.attach(InterfaceKey(0), 1).expect("attach to lo");
         let empty = empty_program().expect("load an empty program");
         let median = |mut times: Vec<u32>| {
@@ -139,7 +139,8 @@ fn links_beside_filters() {
     batch(&host, INTERFACES as usize / 2, "link add v{} type veth peer name w{}");
     let time = |mode| {
         host.run(move || {
-            let mut observer = Observer::load(Options { max_interfaces: 64, mode }).expect("load");
+            let mut observer =
+                Observer::load(Options { max_interfaces: 64, mode, log: false }).expect("load");
             let mut times: Vec<_> = (0..INTERFACES)
                 .map(|n| {
                     let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);

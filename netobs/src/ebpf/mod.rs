@@ -3,6 +3,7 @@
 
 mod attach;
 mod clsact;
+mod log;
 mod mapping;
 mod observer;
 mod slots;

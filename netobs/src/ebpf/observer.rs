@@ -17,6 +17,7 @@ use netobs_common::{Counters, DIRECTIONS, EGRESS, IFACE_CELLS, INGRESS, counter_
 use super::{
     attach::{self, AttachMode, Attached},
     clsact,
+    log::{self, LogThread},
     mapping::Mapping,
     slots::{Slots, cell_of},
 };
@@ -30,6 +31,8 @@ pub struct Options {
     /// Interfaces that can be attached at a time; each takes 1 KiB of kernel memory per possible CPU.
     pub max_interfaces: u32,
     pub mode: AttachMode,
+    /// Programs log what is odd about packets, for diagnosing them; costs when on.
+    pub log: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,8 @@ pub enum LoadError {
     Mapping(io::Error),
     #[error("number of CPUs: {0}")]
     Cpus(io::Error),
+    #[error("read the programs' log: {0}")]
+    Log(io::Error),
     #[error("open a netlink socket: {0}")]
     Netlink(io::Error),
     #[error("an eBPF map: {0}")]
@@ -87,6 +92,7 @@ pub struct Observer {
     mode: AttachMode,
     slots: Slots,
     attachments: BTreeMap<InterfaceKey, Attachment>,
+    _log: Option<LogThread>,
     /// Interfaces where clsact has no room, by the last survey.
     without_clsact: BTreeSet<u32>,
 }
@@ -100,14 +106,17 @@ impl Observer {
         let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?)
             .unwrap_or(u32::MAX);
         let max_interfaces = options.max_interfaces;
+        let log_level = log::level(options.log);
         let mut ebpf = EbpfLoader::new()
             .btf(None)
+            .override_global("AYA_LOG_LEVEL", &log_level, true)
             .override_global("MAX_INTERFACES", &max_interfaces, true)
             .map_max_entries("COUNTERS", cpus * max_interfaces * DIRECTIONS)
             .map_max_entries("CROWDED", max_interfaces)
             .load(OBJECT)?;
         let ingress = load_program(&mut ebpf, "netobs_ingress")?;
         let egress = load_program(&mut ebpf, "netobs_egress")?;
+        let log = if options.log { Some(LogThread::start(&mut ebpf).map_err(LoadError::Log)?) } else { None };
         let array_words = (cpus * max_interfaces * DIRECTIONS) as usize * Counters::WORDS;
         let counters = map_array(&ebpf, "COUNTERS", array_words)?;
         let cells = map_array(&ebpf, "IFACES", IFACE_CELLS as usize)?;
@@ -124,6 +133,7 @@ impl Observer {
             mode: options.mode,
             slots: Slots::new(max_interfaces),
             attachments: BTreeMap::new(),
+            _log: log,
             without_clsact: BTreeSet::new(),
         })
     }
