@@ -71,8 +71,8 @@ pub struct Agent {
     retries: BTreeMap<i32, (Instant, Duration)>,
     last_scan: Option<Instant>,
     last_cleanup: Instant,
+    /// Its thread shares the observer: when that has ended, the observer goes and everything is detached.
     _attacher: Attacher,
-    // Last: the attacher's thread has ended by then.
 }
 
 impl Agent {
