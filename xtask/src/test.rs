@@ -10,13 +10,16 @@ use crate::{
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("tmux", "tmux"),
+    ("setcap", "libcap2-bin"),
+    ("setpriv", "util-linux"),
+    ("pgrep", "procps"),
 ];
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
@@ -129,7 +132,6 @@ fn install_programs() -> Vec<&'static str> {
 fn install(packages: &[&str]) -> anyhow::Result<()> {
     let mut command = Command::new("apt-get");
     command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-    // The distribution starts what it installs; the tests start their own.
     command.env("DEBIAN_FRONTEND", "noninteractive");
     if run_command(&mut command).is_err() {
         output(Command::new("apt-get").args(["update", "-qq"])).context("apt-get update")?;
