@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask --help`.
 
+mod apt;
 mod check;
 mod ebpf;
 mod engine;

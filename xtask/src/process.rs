@@ -44,6 +44,16 @@ pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
+/// Where a program is on PATH or where administrators have theirs.
+pub fn find_anywhere(program: &str) -> Option<PathBuf> {
+    find(program).or_else(|| {
+        ["/usr/sbin", "/sbin"]
+            .iter()
+            .map(|folder| PathBuf::from(folder).join(program))
+            .find(|file| file.is_file())
+    })
+}
+
 pub fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|id| id == "0")
 }

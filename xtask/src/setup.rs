@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::process::{self, find, is_root, output, root, target};
+use crate::{
+    apt::Suites,
+    process::{self, find, is_root, output, root, target},
+};
 
 /// The newest that works with this toolchain's LLVM.
 const BPF_LINKER_VERSION: &str = "0.10.3";
@@ -137,73 +140,18 @@ fn from_environment(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
     library_in(folder).map(Some).with_context(|| format!("no library/ in {}", given.display()))
 }
 
-/// The package `rust-src` of exactly rustc's version from any suite of the distribution that the machine
-/// knows a mirror of; needs no root: apt gets lists and a cache of its own.
+/// The package `rust-src` of exactly rustc's version from any suite that the distribution has.
 fn from_distribution(folder: &Path) -> anyhow::Result<PathBuf> {
-    find("apt-get").context("no apt-get")?;
     let version = rustc_version()?;
-    let apt = tools_folder().join("apt");
-    for part in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt.join(part))?;
-    }
-    let mirror = mirror().context("no mirror in apt's sources")?;
-    let suites: String = ["trixie", "trixie-backports", "forky", "sid"]
-        .iter()
-        .map(|suite| format!("deb {mirror} {suite} main\n"))
-        .collect();
-    fs::write(apt.join("sources.list"), suites)?;
-    let apt_get = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        for (option, value) in [
-            ("Dir::State::Lists", apt.join("lists")),
-            ("Dir::Etc::SourceList", apt.join("sources.list")),
-            ("Dir::Etc::SourceParts", PathBuf::from("-")),
-            ("Dir::Cache", apt.join("cache")),
-        ] {
-            command.arg("-o").arg(format!("{option}={}", value.display()));
-        }
-        command.args(["-qq", "-o", "APT::Sandbox::User="]).args(arguments).current_dir(&apt);
-        command
-    };
-    // A suite that the mirror does not have is no reason to stop.
-    let _ = process::run(&mut apt_get(&["update"]));
-    let mut policy = Command::new("apt-cache");
-    policy.args(["-o", &format!("Dir::State::Lists={}", apt.join("lists").display())]);
-    policy.args(["-o", &format!("Dir::Etc::SourceList={}", apt.join("sources.list").display())]);
-    policy.args(["-o", "Dir::Etc::SourceParts=-", "-o"]);
-    policy.arg(format!("Dir::Cache={}", apt.join("cache").display())).args(["madison", "rust-src"]);
-    let listed = output(&mut policy)?;
-    let package = listed
-        .lines()
-        .filter_map(|line| line.split('|').nth(1).map(str::trim))
+    let suites = ["trixie", "trixie-backports", "forky", "sid"];
+    let suites = Suites::fetch(&tools_folder().join("apt"), &suites)?;
+    let package = suites
+        .versions("rust-src")?
+        .into_iter()
         .find(|found| found.starts_with(&format!("{version}+")) || *found == version)
-        .with_context(|| format!("no rust-src {version}"))?
-        .to_owned();
-    process::run(&mut apt_get(&["download", &format!("rust-src={package}")]))?;
-    let file = fs::read_dir(&apt)?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get download left no package")?;
-    fs::create_dir_all(folder)?;
-    process::run(Command::new("dpkg").arg("-x").arg(&file).arg(folder))?;
-    fs::remove_file(&file)?;
+        .with_context(|| format!("no rust-src {version}"))?;
+    suites.unpack(&format!("rust-src={package}"), folder)?;
     library_in(folder).context("the package has no library/")
-}
-
-/// The first mirror in the machine's own sources.
-fn mirror() -> Option<String> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
-    }
-    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| {
-        text.lines()
-            .filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"))
-            .flat_map(str::split_whitespace)
-            .find(|word| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian"))
-            .map(str::to_owned)
-    })
 }
 
 /// The folder named `library` with the workspace of the library sources, here or below.

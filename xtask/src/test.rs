@@ -2,11 +2,12 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use crate::{
+    apt,
     engine::Engine,
-    process::{find, is_root, output, root, run as run_command, target},
+    process::{is_root, root, run as run_command, target},
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
@@ -47,7 +48,7 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
         left_out.push("tests with network namespaces, containers and Prometheus: they need root".to_owned());
         return finish(ci, &left_out, &failed);
     }
-    for missing in install_programs() {
+    for missing in apt::install_missing(&PROGRAMS) {
         left_out.push(format!("tests that need {missing}: not installed and not to be had"));
     }
     run_command(Command::new("cargo").args(["build", "--locked", "--package", "netobs"]).current_dir(&root))?;
@@ -106,45 +107,4 @@ fn cargo_test(
         command.env(name, value);
     }
     run_command(&mut command)
-}
-
-/// Gets what is missing; the packages that could not be had.
-fn install_programs() -> Vec<&'static str> {
-    let mut packages: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| find_anywhere(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
-    packages.dedup();
-    if packages.is_empty() || find("apt-get").is_none() {
-        return packages;
-    }
-    let installed = install(&packages);
-    if let Err(error) = &installed {
-        eprintln!("install {}: {error:#}", packages.join(" "));
-    }
-    packages.retain(|package| {
-        PROGRAMS.iter().any(|(program, of)| of == package && find_anywhere(program).is_none())
-    });
-    packages
-}
-
-fn install(packages: &[&str]) -> anyhow::Result<()> {
-    let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-    command.env("DEBIAN_FRONTEND", "noninteractive");
-    if run_command(&mut command).is_err() {
-        output(Command::new("apt-get").args(["update", "-qq"])).context("apt-get update")?;
-        run_command(&mut command)?;
-    }
-    Ok(())
-}
-
-fn find_anywhere(program: &str) -> Option<PathBuf> {
-    find(program).or_else(|| {
-        ["/usr/sbin", "/sbin"]
-            .iter()
-            .map(|folder| PathBuf::from(folder).join(program))
-            .find(|file| file.is_file())
-    })
 }
