@@ -8,6 +8,22 @@ use crate::{
     wait_for,
 };
 
+/// The ways of attaching that this kernel has; notes that half of a test is left out without TCX, which came
+/// with 6.6.
+///
+/// # Panics
+/// Without a kernel that says its version.
+pub fn attach_modes(test: &str) -> &'static [&'static str] {
+    let system = nix::sys::utsname::uname().expect("uname");
+    let release = system.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().expect("a version"));
+    if (numbers.next(), numbers.next()) >= (Some(6), Some(6)) {
+        return &["clsact", "tcx"];
+    }
+    crate::skip(test, &format!("its half with TCX: Linux {release} has none"));
+    &["clsact"]
+}
+
 /// What a bridge device's own receive counter leaves out of each frame.
 const ETHERNET_HEADER_BYTES: u64 = 14;
 

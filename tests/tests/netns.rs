@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use netobs_tests::{
-    kernel::assert_exact,
+    kernel::{assert_exact, attach_modes},
     netns::{BRIDGE, Netns, World},
     program::{Agent, LIMIT, Watch, number},
     traffic, wait_for,
@@ -214,7 +214,7 @@ fn what_passed_before_is_the_baseline() {
 
 #[test]
 fn the_end_that_moves_away_is_let_go() {
-    for mode in ["clsact", "tcx"] {
+    for mode in attach_modes("the_end_that_moves_away_is_let_go") {
         let mut world = World::new(1);
         let watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
         world.host.sh("ip link add moving0 type veth peer name moving1");
@@ -277,7 +277,7 @@ fn ifindexes_above_a_hundred_thousand() {
 
 #[test]
 fn both_ways_of_attaching_count_the_same() {
-    for mode in ["clsact", "tcx"] {
+    for mode in attach_modes("both_ways_of_attaching_count_the_same") {
         let world = World::new(2);
         let watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
         world.containers[0].sh("busybox ping -q -c 5 -i 0.05 10.77.0.11");
@@ -296,14 +296,16 @@ fn filters(host: &Netns, name: &str) -> String {
 #[test]
 fn others_filters_and_qdiscs_stay() {
     let world = World::new(2);
-    world.host.sh(
+    // Our priority taken, and an ingress qdisc: no room for clsact. TCX it is, and it counts.
+    let has_tcx = attach_modes("others_filters_and_qdiscs_stay").contains(&"tcx");
+    let (priority, qdisc) = if has_tcx { (1, "ingress") } else { (2, "clsact") };
+    world.host.sh(&format!(
         "tc qdisc add dev veth0 clsact; tc filter add dev veth0 ingress prio 5 u32 match u32 0 0 flowid 1:1; \
-         tc filter add dev veth0 egress prio 1 protocol ip u32 match u32 0 0 flowid 1:1; \
-         tc qdisc add dev veth1 ingress; tc filter add dev veth1 ingress prio 7 u32 match u32 0 0 flowid 1:1",
-    );
+         tc filter add dev veth0 egress prio {priority} protocol ip u32 match u32 0 0 flowid 1:1; \
+         tc qdisc add dev veth1 {qdisc}; tc filter add dev veth1 ingress prio 7 u32 match u32 0 0 flowid 1:1",
+    ));
     let before = ["veth0", "veth1"].map(|name| filters(&world.host, name));
     let mut first = watch(&world);
-    // An ingress qdisc of somebody's leaves no room for clsact: TCX it is, and it counts.
     world.containers[0].sh("busybox ping -q -c 4 -i 0.05 10.77.0.11");
     assert_exact(&world.host, &first, &["veth0", "veth1", BRIDGE]);
     let (status, _) = first.terminate();
