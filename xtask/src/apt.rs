@@ -74,6 +74,13 @@ impl Suites {
         Ok(listed.lines().filter_map(|line| line.split('|').nth(1)).map(|it| it.trim().to_owned()).collect())
     }
 
+    /// Names of the packages that a package depends on.
+    pub fn dependencies(&self, package: &str) -> anyhow::Result<Vec<String>> {
+        let listed = output(self.command("apt-cache").args(["depends", "--important", package]))?;
+        let names = listed.lines().filter_map(|line| line.split_once("Depends: "));
+        Ok(names.map(|(_, name)| name.trim().to_owned()).collect())
+    }
+
     /// Unpacks a package (`name` or `name=version`) into a folder.
     pub fn unpack(&self, package: &str, into: &Path) -> anyhow::Result<()> {
         run(self.command("apt-get").args(["download", package]))?;

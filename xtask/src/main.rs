@@ -9,6 +9,7 @@ mod process;
 mod rustc;
 mod setup;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -42,6 +43,8 @@ enum Command {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Run tests on the distribution's kernels, in virtual machines
+    Vm(vm::Options),
     /// The maintainer's checks: format, lints, imports, dependencies, kernel object
     Check,
 }
@@ -54,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Command::Setup { rustup } => setup::run(rustup).map(drop),
         Command::Ebpf { check } => ebpf::run(check),
         Command::Test { ci, filter } => test::run(ci, &filter),
+        Command::Vm(options) => vm::run(&options),
         Command::Check => check::run(),
     }
 }

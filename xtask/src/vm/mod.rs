@@ -1,0 +1,199 @@
+//! `cargo xtask vm`: the tests on kernels that are not this machine's.
+
+mod guest;
+mod kernel;
+mod machine;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+use self::{
+    guest::{Guest, TestBinary},
+    kernel::{KERNELS, Kernel},
+    machine::End,
+};
+use crate::{
+    apt,
+    process::{output, root, run as run_command, target},
+};
+
+/// Programs that are used, and the distribution's packages that have them.
+const PROGRAMS: [(&str, &str); 10] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("strip", "binutils"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("pgrep", "procps"),
+    ("sysctl", "procps"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("dpkg-deb", "dpkg"),
+];
+
+/// What is not run here, and why.
+const LEFT_OUT: [(&str, &str); 1] = [(
+    "ten_gigabytes_of_tcp",
+    "two minutes where every instruction is emulated; eight_streams_at_a_time is run",
+)];
+
+/// Some times what all tests take where every instruction is emulated.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// How much of the log is shown when a test fails.
+const SHOWN_LINES: usize = 60;
+
+/// Options of `cargo xtask vm`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// 5.10, 6.1, 6.12, newest, or all
+    #[arg(long = "kernel", value_name = "VERSION", default_value = "6.1")]
+    kernels: Vec<String>,
+    /// Test binaries of the package netobs-tests
+    #[arg(long = "test", value_name = "NAME", default_values = ["netns"])]
+    tests: Vec<String>,
+    /// Passed on to the tests: a part of their names
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let kernels = chosen(&options.kernels)?;
+    let missing = apt::install_missing(&PROGRAMS);
+    if !missing.is_empty() {
+        bail!("not installed and not to be had: {}", missing.join(", "));
+    }
+    for (test, reason) in LEFT_OUT {
+        println!("left out: {test}: {reason}");
+    }
+    let folder = target().join("vm");
+    let tests = build(&options.tests)?;
+    let guest = Guest::build(&folder, &target().join("debug/netobs"), &tests, &arguments(&options.filter))?;
+    let mut failed = Vec::new();
+    for (label, suite) in kernels {
+        if let Err(error) = run_on(label, suite, &guest, &options.tests, &folder) {
+            println!("{label}: {error:#}");
+            failed.push(label);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed on {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn chosen(wanted: &[String]) -> anyhow::Result<Vec<(&'static str, &'static str)>> {
+    if wanted.iter().any(|label| label == "all") {
+        return Ok(KERNELS.to_vec());
+    }
+    let find = |label: &String| KERNELS.iter().find(|(known, _)| known == label).copied();
+    wanted.iter().map(|label| find(label).with_context(|| format!("no kernel {label} here"))).collect()
+}
+
+/// As `cargo xtask test` builds them, so that neither builds again what the other has.
+fn build(names: &[String]) -> anyhow::Result<Vec<TestBinary>> {
+    run_command(
+        Command::new("cargo").args(["build", "--locked", "--package", "netobs"]).current_dir(root()),
+    )?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--locked", "--no-run", "--package", "netobs-tests", "--message-format=json"]);
+    for name in names {
+        cargo.args(["--test", name]);
+    }
+    let messages = output(cargo.current_dir(root()))?;
+    let built = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let tests: Vec<_> = built
+        .filter(|message| message["target"]["kind"][0] == "test")
+        .filter_map(|message| {
+            let file = PathBuf::from(message["executable"].as_str()?);
+            Some(TestBinary { name: message["target"]["name"].as_str()?.to_owned(), file })
+        })
+        .collect();
+    Ok(tests)
+}
+
+/// What each test binary is called with.
+fn arguments(filter: &[String]) -> Vec<String> {
+    let mut arguments = vec!["--test-threads=2".to_owned()];
+    arguments.extend(LEFT_OUT.iter().map(|(test, _)| format!("--skip={test}")));
+    arguments.extend_from_slice(filter);
+    arguments
+}
+
+fn run_on(
+    label: &'static str,
+    suite: &str,
+    guest: &Guest,
+    tests: &[String],
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let kernel = Kernel::get(label, suite)?;
+    println!("{label}: booting {}", kernel.version);
+    let initramfs = guest.initramfs(&kernel)?;
+    let log = folder.join(format!("{label}.log"));
+    let start = Instant::now();
+    let end = machine::boot(&kernel.image, &initramfs, &log, LIMIT)?;
+    let seconds = start.elapsed().as_secs();
+    fs::remove_file(&initramfs)?;
+    let lines = machine::read_log(&log)?;
+    for line in lines.iter().filter(|line| line.starts_with("test result:") || line.starts_with(MARK)) {
+        println!("{label}: {line}");
+    }
+    let verdict = judge(&lines, tests);
+    if verdict.is_err() {
+        for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+            println!("    {line}");
+        }
+    }
+    let ended = if end == End::TimeOver { format!("; ended after {LIMIT:?}") } else { String::new() };
+    verdict.with_context(|| format!("after {seconds} s{ended}; the whole log is {}", log.display()))?;
+    println!("{label}: passed on {} in {seconds} s", kernel.version);
+    Ok(())
+}
+
+/// How the guest begins what it tells us.
+const MARK: &str = "netobs-vm:";
+
+/// Only what the guest itself has said counts: every test binary ran to its end and passed.
+fn judge(log: &[String], tests: &[String]) -> anyhow::Result<()> {
+    for test in tests {
+        let result = format!("{MARK} {test}: exit ");
+        let code = log.iter().find_map(|line| line.strip_prefix(&result));
+        match code {
+            Some("0") => {}
+            Some(code) => bail!("{test}: exit code {code}"),
+            None => bail!("{test}: no result"),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(log: &str) -> Result<(), String> {
+        let log: Vec<_> = log.lines().map(str::to_owned).collect();
+        judge(&log, &["netns".to_owned(), "inside".to_owned()]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn passed_is_what_the_guest_calls_passed() {
+        assert_eq!(verdict("netobs-vm: inside: exit 0\nnetobs-vm: netns: exit 0\n"), Ok(()));
+    }
+
+    #[test]
+    fn anything_else_is_not() {
+        let failed = "netobs-vm: inside: exit 0\nnetobs-vm: netns: exit 101\n";
+        assert_eq!(verdict(failed), Err("netns: exit code 101".to_owned()));
+        let panicked = "netobs-vm: netns: exit 0\nKernel panic - not syncing\n";
+        assert_eq!(verdict(panicked), Err("inside: no result".to_owned()));
+        assert!(verdict("test said netobs-vm: netns: exit 0").is_err());
+    }
+}
