@@ -1,8 +1,12 @@
 //! From the command line's options to a running [`Agent`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     agent::{Agent, Config},
@@ -18,6 +22,31 @@ use crate::{
 /// When the process is out of descriptors.
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")
+}
+
+/// The wish that the process ends, by SIGTERM or SIGINT. To be made before anything is attached: without it
+/// they end the process at once, and filters stay behind.
+pub struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    /// Inside a runtime.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Returns when it is wished, or has been since [`Self::new`].
+    pub async fn wished(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Starts observing. Inside a runtime.

@@ -13,7 +13,6 @@ use axum::{
 use bytes::{BufMut as _, BytesMut, buf::Writer};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
 };
 
@@ -47,14 +46,13 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
         let listener = TcpListener::bind(args.listen)
             .await
             .with_context(|| format!("listen on {}; --listen takes another address", args.listen))?;
+        let mut ending = observe::Ending::new()?;
         let mut agent = observe::start(&args.observe, None)?;
         let address = listener.local_addr()?;
         tracing::info!(%address, interfaces = agent.attached(), "serving");
         let (asker, mut requests) = mpsc::channel(REQUEST_QUEUE);
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(serve(listener, Asker(asker), stopped));
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         loop {
             tokio::select! {
                 () = agent.changed() => {}
@@ -64,8 +62,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
                     Some(Request::Ready(answer)) => drop(answer.send(agent.settled())),
                     None => break,
                 },
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                () = ending.wished() => break,
             }
         }
         // The programs first: that is what must not be left behind.

@@ -11,10 +11,7 @@ use anyhow::Context as _;
 use crossterm::event::{Event, EventStream, KeyEventKind};
 use futures_util::StreamExt as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::MissedTickBehavior,
-};
+use tokio::time::MissedTickBehavior;
 
 use crate::{
     agent::Agent,
@@ -43,15 +40,22 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     // Before any thread is started: they are to live in the demo's namespace.
     let world = if args.demo { Some(demo::build()?) } else { None };
     observe::runtime()?.block_on(async {
+        let mut ending = observe::Ending::new()?;
         let mut agent = observe::start(&args.observe, world)?;
         let full_screen =
             args.output.is_none() && !args.once && args.count.is_none() && io::stdout().is_terminal();
-        let result = if full_screen {
-            screen(&mut agent, args, &filter).await
-        } else {
-            lines(&mut agent, args, &filter).await
+        let show = async {
+            if full_screen {
+                screen(&mut agent, args, &filter).await
+            } else {
+                lines(&mut agent, args, &filter).await
+            }
         };
-        result.map(|()| ExitCode::SUCCESS)
+        tokio::select! {
+            result = show => result?,
+            () = ending.wished() => {}
+        }
+        Ok(ExitCode::SUCCESS)
     })
 }
 
@@ -66,8 +70,6 @@ async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::
     agent.settle(SETTLE).await;
     agent.sample();
     wait(agent, if args.once { RATE_PAUSE } else { args.interval }).await;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut tick = tokio::time::interval(args.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -84,8 +86,6 @@ async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::
                 }
             }
             () = agent.changed() => {}
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
         }
     }
 }
@@ -137,8 +137,6 @@ async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow:
     agent.settle(SETTLE).await;
     let mut view = View::new(None);
     view.update(select(agent.sample(), args, filter)?);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut tick = tokio::time::interval(args.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Restores the terminal when it goes out of scope, and before a panic's message.
@@ -163,8 +161,6 @@ async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow:
                 Some(Err(error)) => return Err(error).context("read the keyboard"),
                 None => return Ok(()),
             },
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use netobs_tests::{
+    http,
     kernel::{assert_exact, attach_modes},
     netns::{BRIDGE, Netns, World},
     program::{Agent, LIMIT, Watch, number},
@@ -324,24 +325,48 @@ fn others_filters_and_qdiscs_stay() {
     );
 }
 
-#[test]
-fn sigterm_detaches_everything_within_a_second() {
+/// A host with two hundred and three interfaces to attach to.
+fn crowded_world() -> World {
     let world = World::new(2);
     world.host.sh(
         "ip -batch - <<E\n$(for i in $(seq 100); do echo \"link add x$i type veth peer name y$i\"; done)\nE",
     );
+    world
+}
+
+fn assert_nothing_is_left(host: &Netns) {
+    for name in ["veth0", "veth1", BRIDGE, "x1", "y1", "x100", "y100"] {
+        let left = filters(host, name);
+        assert!(!left.contains("netobs"), "{name}: {left}");
+    }
+}
+
+#[test]
+fn sigterm_detaches_everything_within_a_second() {
+    let world = crowded_world();
     let mut agent = Agent::start_in(Some(&world.host), &["--no-engine"]);
-    wait_for("filters", LIMIT, || {
-        let there = filters(&world.host, "y100");
-        if there.contains("netobs") { Ok(()) } else { Err(there) }
+    let port = agent.port;
+    wait_for("an answer", LIMIT, || {
+        world.host.run(move || http::get(port, "/healthz")).map_err(|error| error.to_string())
     });
     let (status, time) = agent.terminate();
     assert!(status.success(), "{status}");
     assert!(time < Duration::from_secs(1), "took {time:?}");
-    for name in ["veth0", "veth1", BRIDGE, "x1", "y100"] {
-        let left = filters(&world.host, name);
-        assert!(!left.contains("netobs"), "{name}: {left}");
-    }
+    assert_nothing_is_left(&world.host);
+}
+
+#[test]
+fn sigterm_while_it_starts_leaves_nothing() {
+    let world = crowded_world();
+    let mut agent = Agent::start_in(Some(&world.host), &["--no-engine"]);
+    // The first of many.
+    wait_for("a filter", LIMIT, || {
+        let there = filters(&world.host, BRIDGE);
+        if there.contains("netobs") { Ok(()) } else { Err(there) }
+    });
+    let (status, _) = agent.terminate();
+    assert!(status.success(), "{status}");
+    assert_nothing_is_left(&world.host);
 }
 
 #[test]
