@@ -8,19 +8,24 @@ use crate::{
     wait_for,
 };
 
-/// The ways of attaching that this kernel has; notes that half of a test is left out without TCX, which came
-/// with 6.6.
+/// Major and minor number of the kernel that runs.
 ///
 /// # Panics
 /// Without a kernel that says its version.
-pub fn attach_modes(test: &str) -> &'static [&'static str] {
+pub fn release() -> (u32, u32) {
     let system = nix::sys::utsname::uname().expect("uname");
-    let release = system.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().expect("a version"));
-    if (numbers.next(), numbers.next()) >= (Some(6), Some(6)) {
+    let text = system.release().to_string_lossy();
+    let mut numbers = text.split(['.', '-']).map(|part| part.parse().expect("a number"));
+    (numbers.next().expect("major"), numbers.next().expect("minor"))
+}
+
+/// The ways of attaching that this kernel has; notes that half of a test is left out without TCX, which came
+/// with 6.6.
+pub fn attach_modes(test: &str) -> &'static [&'static str] {
+    if release() >= (6, 6) {
         return &["clsact", "tcx"];
     }
-    crate::skip(test, &format!("its half with TCX: Linux {release} has none"));
+    crate::skip(test, "its half with TCX: this kernel has none");
     &["clsact"]
 }
 
