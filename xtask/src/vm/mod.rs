@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use clap::builder::PossibleValuesParser;
 
 use self::{
     guest::{Guest, TestBinary},
@@ -37,6 +38,9 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("dpkg-deb", "dpkg"),
 ];
 
+/// For `--kernel`: all that there are.
+const ALL: &str = "all";
+
 /// What is not run here, and why.
 const LEFT_OUT: [(&str, &str); 1] = [(
     "ten_gigabytes_of_tcp",
@@ -52,8 +56,8 @@ const SHOWN_LINES: usize = 60;
 /// Options of `cargo xtask vm`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// 5.10, 6.1, 6.12, newest, or all
-    #[arg(long = "kernel", value_name = "VERSION", default_value = "6.1")]
+    /// Which kernels; got when first wanted, then kept below target/vm
+    #[arg(long = "kernel", value_name = "VERSION", default_value = "6.1", value_parser = versions())]
     kernels: Vec<String>,
     /// Test binaries of the package netobs-tests
     #[arg(long = "test", value_name = "NAME", default_values = ["netns"])]
@@ -64,7 +68,6 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let kernels = chosen(&options.kernels)?;
     let missing = apt::install_missing(&PROGRAMS);
     if !missing.is_empty() {
         bail!("not installed and not to be had: {}", missing.join(", "));
@@ -76,7 +79,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let tests = build(&options.tests)?;
     let guest = Guest::build(&folder, &target().join("debug/netobs"), &tests, &arguments(&options.filter))?;
     let mut failed = Vec::new();
-    for (label, suite) in kernels {
+    for (label, suite) in chosen(&options.kernels) {
         if let Err(error) = run_on(label, suite, &guest, &options.tests, &folder) {
             println!("{label}: {error:#}");
             failed.push(label);
@@ -88,12 +91,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn chosen(wanted: &[String]) -> anyhow::Result<Vec<(&'static str, &'static str)>> {
-    if wanted.iter().any(|label| label == "all") {
-        return Ok(KERNELS.to_vec());
-    }
-    let find = |label: &String| KERNELS.iter().find(|(known, _)| known == label).copied();
-    wanted.iter().map(|label| find(label).with_context(|| format!("no kernel {label} here"))).collect()
+fn versions() -> PossibleValuesParser {
+    PossibleValuesParser::new(KERNELS.iter().map(|(label, _)| *label).chain([ALL]))
+}
+
+fn chosen(wanted: &[String]) -> impl Iterator<Item = (&'static str, &'static str)> {
+    KERNELS.into_iter().filter(|(label, _)| wanted.iter().any(|wanted| wanted == label || wanted == ALL))
 }
 
 /// As `cargo xtask test` builds them, so that neither builds again what the other has.
