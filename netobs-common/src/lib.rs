@@ -5,7 +5,7 @@
 #![no_std]
 
 /// Version of everything in this crate that crosses the kernel boundary.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Direction as the attached interface sees it: the value is the low bit of a counter index.
 pub const INGRESS: u32 = 0;
@@ -73,11 +73,15 @@ pub struct Count {
 
 /// What one CPU has counted in one direction of one interface. Only ever grows.
 ///
-/// Bytes are `skb->len` at the TC hook: the whole frame with its Ethernet header, without FCS and
-/// without a VLAN tag that the kernel keeps outside the frame.
+/// Bytes are `skb->len` at the hook. At TC that is the whole frame with its Ethernet header, without FCS
+/// and without a VLAN tag that the kernel keeps outside the frame; for a cgroup the packet from its IP
+/// header on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
+    /// Written by userspace: not 0 if the published ports of this attachment are counted. First, so that
+    /// it is on a cache line with what most packets are counted in.
+    pub published: u64,
     /// Frames as the stack counts them (a GSO super-packet is one), by [`class`].
     pub class: [Count; class::COUNT],
     /// Wire packets by size, see [`SIZE_BOUNDS`]. A super-packet counts as its segments.
@@ -94,11 +98,12 @@ pub struct Counters {
     /// Frames that ended inside a header that was needed; they are counted in `class` as far as known.
     pub truncated: u64,
     /// Keeps the size a power of two, so that an array index is a shift.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 impl Counters {
     pub const ZERO: Self = Self {
+        published: 0,
         class: [Count { packets: 0, bytes: 0 }; class::COUNT],
         size: [0; SIZE_BUCKETS],
         unfolded: Count { packets: 0, bytes: 0 },
@@ -108,12 +113,55 @@ impl Counters {
         tcp_fin: 0,
         tcp_rst: 0,
         truncated: 0,
-        reserved: [0; 3],
+        reserved: [0; 2],
     };
 
     /// The same memory as 64-bit words, the unit in which userspace reads it.
     pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();
 }
 
+/// Published ports that can be counted at a time.
+pub const MAX_PORTS: u32 = 4096;
+
+/// Clients of published ports that can be told apart at a time.
+pub const MAX_CLIENTS: u32 = 16 * 1024;
+
+/// A published port, as the container has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey {
+    /// Of the attachment to the container's interface.
+    pub slot: u32,
+    pub port: u16,
+    /// IANA number: 6 is TCP, 17 is UDP.
+    pub protocol: u8,
+    /// 0.
+    pub reserved: u8,
+}
+
+/// One client of a published port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientKey {
+    pub port: PortKey,
+    /// IPv6, or IPv4 as `::ffff:a.b.c.d`; network byte order.
+    pub address: [u8; 16],
+}
+
+/// What passed a port, from the container's side: `rx` is what it receives. Frames and their bytes as the
+/// stack counts them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    pub rx: Count,
+    pub tx: Count,
+}
+
+impl PortCounters {
+    pub const ZERO: Self = Self { rx: Count { packets: 0, bytes: 0 }, tx: Count { packets: 0, bytes: 0 } };
+}
+
+const _: () = assert!(size_of::<PortKey>() == 8 && size_of::<ClientKey>() == 24);
+const _: () = assert!(size_of::<PortCounters>() == 32);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());

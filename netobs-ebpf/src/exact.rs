@@ -1,35 +1,32 @@
-//! The exact layer: every frame of an attached interface, counted once, by what it is.
+//! The exact layer: every packet of an attachment, counted once, by what it is.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
 
 use crate::{
     maps,
     packet::{self, Cast, tcp_flag},
+    published,
 };
 
-/// Counts one frame. `DIRECTION` is the attached interface's, see [`netobs_common::INGRESS`].
+/// Counts one packet in a slot. `DIRECTION` is the attachment's, see [`netobs_common::INGRESS`]; `LINK`
+/// whether the packet begins with an Ethernet header.
 #[inline(always)]
-pub fn count<const DIRECTION: u32>(ctx: &TcContext) {
-    if let Some(counters) = maps::counters(ifindex(ctx), DIRECTION) {
+pub fn count<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32) {
+    if let Some(counters) = maps::counters(slot, DIRECTION) {
         // SAFETY: points into this CPU's block, which no other CPU writes.
-        add(ctx, unsafe { &mut *counters });
+        add::<DIRECTION, LINK>(skb, slot, unsafe { &mut *counters });
     }
 }
 
 #[inline(always)]
-fn ifindex(ctx: &TcContext) -> u32 {
-    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
-    unsafe { (*ctx.skb.skb).ifindex }
-}
-
-#[inline(always)]
-fn add(ctx: &TcContext, counters: &mut Counters) {
-    let len = u64::from(ctx.len());
-    let gso_size = gso_size(ctx);
+fn add<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32, counters: &mut Counters) {
+    // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
+    let (len, gso_size) = unsafe { (u64::from((*skb).len), u64::from((*skb).gso_size)) };
     // A VLAN tag that the kernel keeps outside the frame.
-    let tag_len = if tagged(ctx) { VLAN_TAG_LEN } else { 0 };
+    // SAFETY: as above.
+    let tag_len = if LINK && unsafe { (*skb).vlan_present } != 0 { VLAN_TAG_LEN } else { 0 };
     if gso_size == 0 {
         bucket(counters, len + tag_len, 1);
         // Untagged, as nearly all are, it stays on two cache lines.
@@ -37,7 +34,7 @@ fn add(ctx: &TcContext, counters: &mut Counters) {
             counters.unfolded.bytes += tag_len;
         }
     }
-    let packet = packet::parse(ctx);
+    let packet = packet::parse::<LINK>(skb);
     if let Some(count) = counters.class.get_mut(packet.class as usize) {
         increment(count, len);
     }
@@ -54,34 +51,31 @@ fn add(ctx: &TcContext, counters: &mut Counters) {
     if packet.truncated {
         counters.truncated += 1;
         // The one thing about a packet that nobody expects. Off unless asked for, and then not in the program.
-        debug!(ctx, "frame of {} bytes ends inside a header, ifindex {}", ctx.len(), ifindex(ctx));
+        debug!(&TcContext::new(skb), "packet of {} bytes ends inside a header, slot {}", len, slot);
     }
     if gso_size != 0 {
-        unfold(ctx, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
+        unfold(skb, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
+    }
+    if LINK && counters.published != 0 {
+        published::count(skb, slot, len, DIRECTION);
     }
 }
 
 const VLAN_TAG_LEN: u64 = 4;
 
-/// Payload bytes of each segment of a super-packet but the last; 0 for an ordinary packet.
-#[inline(always)]
-fn gso_size(ctx: &TcContext) -> u64 {
-    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
-    u64::from(unsafe { (*ctx.skb.skb).gso_size })
-}
-
-#[inline(always)]
-fn tagged(ctx: &TcContext) -> bool {
-    // SAFETY: as above.
-    unsafe { (*ctx.skb.skb).vlan_present != 0 }
-}
-
 /// Counts a super-packet as the segments that it stands for, each with a copy of the headers
 /// (`gso_segs` of the skb; worked out where the sender left it open).
 #[inline(always)]
-fn unfold(ctx: &TcContext, counters: &mut Counters, len: u64, gso_size: u64, headers_len: u64, tag_len: u64) {
-    // SAFETY: as above.
-    let mut segments = unsafe { u64::from((*ctx.skb.skb).gso_segs) };
+fn unfold(
+    skb: *mut __sk_buff,
+    counters: &mut Counters,
+    len: u64,
+    gso_size: u64,
+    headers_len: u64,
+    tag_len: u64,
+) {
+    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+    let mut segments = unsafe { u64::from((*skb).gso_segs) };
     if segments == 0 {
         segments = (len.saturating_sub(headers_len)).div_ceil(gso_size).max(1);
     }

@@ -4,14 +4,15 @@
 //! known so far. Headers are read in place where they are in the linear part of the skb (nearly always)
 //! and copied by a helper where they are not.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_load_bytes, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_load_bytes};
 use netobs_common::{class, l4};
 
-const ETH_LEN: usize = 14;
+/// Bytes of an Ethernet header.
+pub const ETH_LEN: usize = 14;
 const VLAN_LEN: usize = 4;
 
 /// EtherTypes in host byte order (IEEE 802 numbers).
-mod ethertype {
+pub mod ethertype {
     pub const IPV4: u16 = 0x0800;
     pub const ARP: u16 = 0x0806;
     pub const VLAN: u16 = 0x8100;
@@ -20,7 +21,7 @@ mod ethertype {
 }
 
 /// IANA protocol numbers, as in IPv4's protocol and IPv6's next header.
-mod protocol {
+pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
@@ -64,7 +65,8 @@ pub struct Packet {
     pub truncated: bool,
 }
 
-/// Where the bytes of a frame are read. Offsets are from its Ethernet header.
+/// Where the bytes of a packet are read. Offsets are from where it begins: with the
+/// Ethernet header at TC hooks (`LINK`), with the IP header at cgroup hooks.
 trait Source {
     /// None past the end.
     fn byte(&self, offset: usize) -> Option<u8>;
@@ -125,20 +127,21 @@ impl Source for Whole {
     }
 }
 
-/// Reads the headers of a frame that starts with an Ethernet header.
+/// Reads the headers of a packet.
 #[inline(always)]
-pub fn parse(ctx: &TcContext) -> Packet {
-    let linear = Linear { data: ctx.data(), end: ctx.data_end() };
-    let packet = read(&linear, ctx.skb.skb);
-    if packet.truncated && linear.data + (ctx.len() as usize) > linear.end {
-        return Packet::unpack(parse_whole(ctx.skb.skb));
+pub fn parse<const LINK: bool>(skb: *mut __sk_buff) -> Packet {
+    // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
+    let (data, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len as usize) };
+    let packet = read::<LINK>(&Linear { data, end }, skb);
+    if packet.truncated && data + len > end {
+        return Packet::unpack(parse_whole::<LINK>(skb));
     }
     packet
 }
 
 #[inline(never)]
-fn parse_whole(skb: *mut __sk_buff) -> u64 {
-    read(&Whole { skb }, skb).pack()
+fn parse_whole<const LINK: bool>(skb: *mut __sk_buff) -> u64 {
+    read::<LINK>(&Whole { skb }, skb).pack()
 }
 
 impl Packet {
@@ -169,21 +172,23 @@ impl Packet {
 }
 
 #[inline(always)]
-fn read(source: &impl Source, skb: *mut __sk_buff) -> Packet {
+fn read<const LINK: bool>(source: &impl Source, skb: *mut __sk_buff) -> Packet {
     let mut packet = Packet {
         class: class::OTHER,
         cast: Cast::Unicast,
         tcp_flags: 0,
-        headers_len: ETH_LEN as u32,
+        headers_len: if LINK { ETH_LEN as u32 } else { 0 },
         truncated: false,
     };
-    packet.truncated = read_into(source, skb, &mut packet).is_none();
+    let read =
+        if LINK { read_link(source, skb, &mut packet) } else { read_network_only(source, skb, &mut packet) };
+    packet.truncated = read.is_none();
     packet
 }
 
-/// `None` if the frame ended inside a header.
+/// From the Ethernet header on. `None` if the frame ended inside a header.
 #[inline(always)]
-fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+fn read_link(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let mut ethertype = source.be16(ETH_LEN - 2)?;
     if source.byte(0)? & 1 != 0 {
         packet.cast = group_cast(source)?;
@@ -207,6 +212,53 @@ fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> 
         ethertype::IPV4 => class::IPV4,
         _ => class::IPV6,
     };
+    match ethertype {
+        ethertype::IPV4 | ethertype::IPV6 => {}
+        other => {
+            packet.class = match other {
+                _ if vlan => class::VLAN_NOT_IP,
+                ethertype::ARP => class::ARP,
+                _ => class::OTHER,
+            };
+            return Some(());
+        }
+    }
+    read_network(source, skb, packet, base, ethertype, offset)
+}
+
+/// From the IP header on, where there is no other; the address says whether it is for a group.
+#[inline(always)]
+fn read_network_only(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+    // Two bytes: a check for the first byte alone becomes one that the verifier learns nothing from.
+    let version = source.be16(0)? >> 12;
+    if version == 4 {
+        let destination = source.be16(16)?;
+        if destination >> 12 == 0xe {
+            packet.cast = Cast::Multicast;
+        } else if destination == 0xffff && source.be16(18)? == 0xffff {
+            packet.cast = Cast::Broadcast;
+        }
+        read_network(source, skb, packet, class::IPV4, ethertype::IPV4, 0)
+    } else if version == 6 {
+        if source.byte(24)? == 0xff {
+            packet.cast = Cast::Multicast;
+        }
+        read_network(source, skb, packet, class::IPV6, ethertype::IPV6, 0)
+    } else {
+        Some(())
+    }
+}
+
+/// From the IP header at `offset` on.
+#[inline(always)]
+fn read_network(
+    source: &impl Source,
+    skb: *mut __sk_buff,
+    packet: &mut Packet,
+    base: u32,
+    ethertype: u16,
+    offset: usize,
+) -> Option<()> {
     let (transport, protocol, first_fragment) = match ethertype {
         ethertype::IPV4 => {
             packet.class = base + l4::OTHER;
@@ -218,7 +270,7 @@ fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> 
             }
             (offset + header_len, protocol, fragment == 0)
         }
-        ethertype::IPV6 => {
+        _ => {
             packet.class = base + l4::OTHER;
             let next = source.byte(offset + 6)?;
             if extension_unit(next) != 0 {
@@ -230,14 +282,6 @@ fn read_into(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> 
             } else {
                 (offset + 40, next, true)
             }
-        }
-        other => {
-            packet.class = match other {
-                _ if vlan => class::VLAN_NOT_IP,
-                ethertype::ARP => class::ARP,
-                _ => class::OTHER,
-            };
-            return Some(());
         }
     };
     packet.headers_len = transport as u32;

@@ -4,7 +4,7 @@
 //! engines' tasks; counters are read when somebody asks for a sample.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -16,9 +16,11 @@ use tokio::sync::mpsc;
 use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
-    ebpf::{AttachMode, LoadError, Observer, Options},
+    ebpf::{AttachMode, LoadError, Observer, Options, Port},
+    inside::Inside,
     model::{
-        ContainerInfo, ContainerState, KernelStats, NetworkInfo, Sample, Snapshot, State, Update, state::PROC,
+        ContainerInfo, ContainerState, InterfaceKey, KernelStats, NetworkInfo, Protocol, Sample, Snapshot,
+        State, Update, state::PROC,
     },
     netlink::Netlink,
 };
@@ -36,6 +38,10 @@ const CLEANUP_PAUSE: Duration = Duration::from_secs(10);
 /// A scan of `/proc` for containers is not repeated sooner.
 const SCAN_PAUSE: Duration = Duration::from_millis(10);
 
+/// How often `/proc` is scanned where no engine tells of containers: those that no interface of the host
+/// leads to (on the host's network, on macvlan) show up in no other way.
+const SCAN_WITHOUT_ENGINE: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 pub struct Config {
     pub max_interfaces: u32,
@@ -47,8 +53,8 @@ pub struct Config {
     pub engines: Vec<EngineTask>,
     /// Where `/proc` of the host is.
     pub proc_root: PathBuf,
-    /// Containers and networks that are known without any engine: the demo's.
-    pub known: (Vec<ContainerInfo>, Vec<NetworkInfo>),
+    /// Containers and networks that are known without any engine: the demo's. None: find them.
+    pub known: Option<(Vec<ContainerInfo>, Vec<NetworkInfo>)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +75,15 @@ pub struct Agent {
     engines: Vec<String>,
     /// Namespaces without a known container: when to look again, and the pause after that.
     retries: BTreeMap<i32, (Instant, Duration)>,
+    /// Namespaces that interfaces of the host were moved into, until somebody is found there.
+    moved_into: BTreeSet<i32>,
     last_scan: Option<Instant>,
+    /// None: everything is known.
+    next_scan_without_engine: Option<Instant>,
     last_cleanup: Instant,
+    inside: Inside,
+    /// Ports that are counted apart, by attachment.
+    published: BTreeMap<InterfaceKey, Vec<Port>>,
     /// Its thread shares the observer: when that has ended, the observer goes and everything is detached.
     _attacher: Attacher,
 }
@@ -94,7 +107,8 @@ impl Agent {
             std::thread::spawn(move || Attacher::start(observer, sender))
         };
         let now = Instant::now();
-        let (containers, networks) = config.known;
+        let finds_containers = config.known.is_none();
+        let (containers, networks) = config.known.unwrap_or_default();
         for info in containers {
             state.apply(Update::Container(info), now);
         }
@@ -113,15 +127,20 @@ impl Agent {
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
         }
+        let inside = Inside::new(Arc::clone(&observer), config.proc_root.clone());
         let mut agent = Self {
             state,
             observer,
+            inside,
+            published: BTreeMap::new(),
             netlink: Netlink::connect()?,
             updates: agent_updates,
             proc_root: config.proc_root,
             engines,
             retries: BTreeMap::new(),
+            moved_into: BTreeSet::new(),
             last_scan: None,
+            next_scan_without_engine: finds_containers.then_some(now),
             last_cleanup: now,
             _attacher: attacher,
         };
@@ -132,7 +151,8 @@ impl Agent {
     /// Waits for something to change and takes it in. Cancel-safe.
     pub async fn changed(&mut self) {
         let cleanup = self.last_cleanup + CLEANUP_PAUSE;
-        let retry = self.retries.values().map(|(at, _)| *at).min();
+        let scan = self.next_scan_without_engine.filter(|_| !self.state.any_engine());
+        let retry = self.retries.values().map(|(at, _)| *at).chain(self.inside.next_try()).chain(scan).min();
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
@@ -171,18 +191,23 @@ impl Agent {
     pub fn sample(&mut self) -> Snapshot {
         self.apply_waiting();
         self.forget();
-        let counters: Vec<_> = lock(&self.observer).read_all().collect();
+        let now = Instant::now();
+        let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
+        let (counters, ports) = {
+            let observer = lock(&self.observer);
+            (observer.read_all().collect::<Vec<_>>(), observer.read_ports())
+        };
         let kernel = self.kernel_stats();
         let samples = counters
             .into_iter()
-            .map(|(key, ifindex, [ingress, egress])| Sample {
-                key,
-                ingress,
-                egress,
-                kernel: kernel.get(&ifindex).copied(),
+            .map(|(key, [ingress, egress])| {
+                let of_host = || kernel.get(&self.state.ifindex_on_host(key)?);
+                let kernel = inside.get(&key).or_else(of_host).copied();
+                Sample { key, ingress, egress, kernel }
             })
             .collect();
         let now = Instant::now();
+        self.state.apply(Update::Published(ports), now);
         self.state.apply(Update::Samples(samples), now);
         self.state.snapshot(now, SystemTime::now())
     }
@@ -193,17 +218,61 @@ impl Agent {
         while let Ok(update) = self.updates.try_recv() {
             self.state.apply(update, now);
         }
-        for (id, pid) in self.state.processes() {
-            if self.state.wants_namespace(&id) {
-                self.look_into(id, pid);
-            }
+        for (id, pid) in self.state.wanting_namespace() {
+            self.look_into(id, pid);
         }
+        self.scan_without_engine(now);
         self.attribute(now);
+        self.inside.reconcile(&mut self.state, now);
+        self.publish(now);
     }
 
-    /// Finds containers for veths that lead into a namespace of nobody's.
+    /// Has the published ports of the containers that are known by now counted apart.
+    fn publish(&mut self, now: Instant) {
+        let wanted: BTreeMap<InterfaceKey, Vec<Port>> = self
+            .state
+            .published()
+            .into_iter()
+            .map(|(key, published)| {
+                let mut ports: Vec<Port> = published
+                    .iter()
+                    .filter(|port| port.protocol != Protocol::Sctp)
+                    .map(|port| Port { protocol: port.protocol, port: port.container_port })
+                    .collect();
+                ports.dedup();
+                (key, ports)
+            })
+            .collect();
+        if wanted == self.published {
+            return;
+        }
+        for (key, ports) in &wanted {
+            if self.published.get(key) != Some(ports)
+                && let Err(error) = lock(&self.observer).publish(*key, ports.clone())
+            {
+                let why = format!("some are not counted: {error}");
+                self.state.apply(Update::Degraded { feature: "published ports", why }, now);
+            }
+        }
+        self.published = wanted;
+        self.look_at_host(now);
+    }
+
+    /// What tells one way to a published port from another.
+    fn look_at_host(&mut self, now: Instant) {
+        let proxies = procfs::proxies(&self.proc_root).unwrap_or_default();
+        match namespace::own_addresses(&mut self.netlink) {
+            Ok(addresses) => self.state.apply(Update::Host { addresses, proxies }, now),
+            Err(error) => tracing::warn!(%error, "list the host's addresses"),
+        }
+    }
+
+    /// Finds containers for veths that lead into a namespace of nobody's, and for namespaces that
+    /// interfaces were moved into.
     fn attribute(&mut self, now: Instant) {
-        let unbound = self.state.unbound_namespaces();
+        self.moved_into.extend(self.state.take_moved_into());
+        let mut unbound = self.state.unbound_namespaces();
+        unbound.extend(&self.moved_into);
         self.retries.retain(|nsid, _| unbound.contains(nsid));
         let due: Vec<i32> = unbound
             .into_iter()
@@ -217,25 +286,39 @@ impl Agent {
                 && due.contains(&nsid)
             {
                 self.look_into(id, pid);
+                self.moved_into.remove(&nsid);
             }
         }
-        if self.state.unbound_namespaces().iter().any(|nsid| due.contains(nsid)) {
-            self.scan_processes(&due, now);
+        let unknown = self.unknown_namespaces();
+        if unknown.iter().any(|nsid| due.contains(nsid)) {
+            self.scan_processes(Some(&due), now);
         }
-        let still = self.state.unbound_namespaces();
+        let still = self.unknown_namespaces();
         for nsid in due {
             if still.contains(&nsid) {
                 let pause =
                     self.retries.get(&nsid).map_or(RETRY_FIRST, |(_, pause)| (*pause * 2).min(RETRY_LAST));
                 self.retries.insert(nsid, (now + pause, pause));
+                // Not a container's, as it seems; if it is, its engine will say so.
+                if pause == RETRY_LAST {
+                    self.moved_into.remove(&nsid);
+                }
             } else {
                 self.retries.remove(&nsid);
             }
         }
     }
 
-    /// Containers by the cgroup paths of their processes: where no engine answers, or not yet.
-    fn scan_processes(&mut self, wanted: &[i32], now: Instant) {
+    /// Namespaces whose container has yet to be found.
+    fn unknown_namespaces(&self) -> BTreeSet<i32> {
+        let mut unknown = self.state.unbound_namespaces();
+        unknown.extend(&self.moved_into);
+        unknown
+    }
+
+    /// Containers by the cgroup paths of their processes: where no engine answers, or not yet. Those in
+    /// certain namespaces, or all that are not known.
+    fn scan_processes(&mut self, wanted: Option<&[i32]>, now: Instant) {
         if self.last_scan.is_some_and(|last| now.duration_since(last) < SCAN_PAUSE) {
             return;
         }
@@ -251,15 +334,31 @@ impl Agent {
             }
         };
         for process in processes {
-            let Ok(Some(nsid)) = namespace::nsid(&mut self.netlink, process.pid) else { continue };
-            if !wanted.contains(&nsid) {
-                continue;
+            let known = self.state.knows_container(&process.container_id);
+            match wanted {
+                Some(wanted) => {
+                    let Ok(Some(nsid)) = namespace::nsid(&mut self.netlink, process.pid) else { continue };
+                    if !wanted.contains(&nsid) {
+                        continue;
+                    }
+                    self.moved_into.remove(&nsid);
+                }
+                None if known => continue,
+                None => {}
             }
             let id = process.container_id.clone();
-            if !self.state.knows_container(&id) {
-                self.state.apply(Update::Container(unnamed(&process.container_id, process.pid)), now);
+            if !known {
+                self.state.apply(Update::Container(unnamed(&id, process.pid)), now);
             }
             self.look_into(id, process.pid);
+        }
+    }
+
+    /// Without an engine, containers are looked for from time to time.
+    fn scan_without_engine(&mut self, now: Instant) {
+        if !self.state.any_engine() && self.next_scan_without_engine.is_some_and(|at| at <= now) {
+            self.next_scan_without_engine = Some(now + SCAN_WITHOUT_ENGINE);
+            self.scan_processes(None, now);
         }
     }
 
@@ -279,7 +378,13 @@ impl Agent {
             let alive = procfs::netns_identity(&self.proc_root, pid).is_ok();
             if !alive {
                 self.state.apply(Update::Removed { id }, Instant::now());
+            } else if self.state.lacks_addresses(&id) {
+                // Seen while it was set up; there is no engine to tell when that is done.
+                self.look_into(id, pid);
             }
+        }
+        if !self.published.is_empty() {
+            self.look_at_host(Instant::now());
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::{
     discovery::netlink::{self, Batch, Event, Events, Link},
     ebpf::{AttachError, Observer},
-    model::{Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Sample, Update},
+    model::{Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Sample, Update},
     netlink::Netlink,
 };
 
@@ -122,7 +122,12 @@ impl Worker {
                     for event in events {
                         match event {
                             Event::Link(link) => self.link(link, told),
-                            Event::Gone(link) => self.gone(link.ifindex, Some(link.stats)),
+                            Event::Gone(link) => {
+                                self.gone(link.ifindex, Some(link.stats));
+                                if let Some(nsid) = link.moved_to {
+                                    self.tell(Update::MovedInto { nsid });
+                                }
+                            }
                         }
                     }
                 }
@@ -139,7 +144,7 @@ impl Worker {
     /// What a killed run left behind.
     fn remove_leftovers(&mut self) -> io::Result<()> {
         for link in netlink::links(&mut self.netlink, None)? {
-            if link.kind.is_none() {
+            if !link.is_observed_on_host() {
                 continue;
             }
             match lock(&self.observer).remove_leftovers(link.ifindex) {
@@ -172,7 +177,7 @@ impl Worker {
     }
 
     fn link(&mut self, link: Link, told: Instant) {
-        let Some(kind) = link.kind else { return };
+        let Some(kind) = link.kind.filter(|_| link.is_observed_on_host()) else { return };
         let attached = |known: &Known| known.key.is_some();
         if let Some(known) = self.known.get_mut(&link.ifindex).filter(|known| attached(known)) {
             let info = known.key.map(|key| (info(key, kind, &known.link), info(key, kind, &link)));
@@ -192,23 +197,29 @@ impl Worker {
             Err(error) => {
                 let (name, ifindex) = (link.name.clone(), link.ifindex);
                 self.known.insert(ifindex, Known { key: None, link });
-                return self.tell(Update::AttachFailed { name, ifindex, reason: error.to_string() });
+                let what = ifindex.to_string();
+                return self.tell(Update::AttachFailed { what, name, reason: error.to_string() });
             }
         }
-        let latency = told.elapsed();
-        let (baseline, kernel) = self.baseline(key, kind, &link);
-        self.tell(Update::Attached { interface: info(key, kind, &link), baseline, kernel, latency });
+        let latency = Some(told.elapsed());
+        let (baseline, kernel) = baseline(&mut self.netlink, &self.observer, key, kind, &link);
+        let failed_before = self.known.contains_key(&link.ifindex);
+        let interface = info(key, kind, &link);
+        self.tell(Update::Attached { interface, owner: None, baseline: Some(baseline), kernel, latency });
+        if failed_before {
+            self.tell(Update::Vanished { what: link.ifindex.to_string() });
+        }
         self.known.insert(link.ifindex, Known { key: Some(key), link });
     }
 
     fn gone(&mut self, ifindex: u32, kernel: Option<KernelStats>) {
         let Some(known) = self.known.remove(&ifindex) else { return };
         let Some(key) = known.key else {
-            return self.tell(Update::Vanished { ifindex });
+            return self.tell(Update::Vanished { what: ifindex.to_string() });
         };
         let last = lock(&self.observer).detach(key);
-        if let Some([ingress, egress]) = last {
-            self.tell(Update::Detached(Box::new(Sample { key, ingress, egress, kernel })));
+        if let Some(([ingress, egress], ports)) = last {
+            self.tell(Update::Detached(Box::new(Sample { key, ingress, egress, kernel }), ports));
         }
         self.retry();
     }
@@ -222,48 +233,54 @@ impl Worker {
         }
     }
 
-    /// What the kernel had counted when the programs began to: its counters now, less ours. Exact if no
-    /// packet passes between two readings; else how many did is said.
-    fn baseline(&mut self, key: InterfaceKey, kind: InterfaceKind, link: &Link) -> (Baseline, KernelStats) {
-        let mut before = link.stats;
-        let mut uncertain_packets = 0;
-        let mut ours = Default::default();
-        for _ in 0..BASELINE_TRIES {
-            let read = netlink::link(&mut self.netlink, link.ifindex).map(|link| link.stats);
-            let counted = lock(&self.observer).read(key);
-            let after = netlink::link(&mut self.netlink, link.ifindex).map(|link| link.stats);
-            // Gone again: its first message is all there is.
-            let (Ok(read), Ok(after), Some(counted)) = (read, after, counted) else { break };
-            before = read;
-            ours = counted.map(|counters| crate::model::Traffic::from(&counters));
-            uncertain_packets = after.rx_packets.saturating_sub(read.rx_packets)
-                + after.tx_packets.saturating_sub(read.tx_packets);
-            if uncertain_packets == 0 {
-                break;
-            }
-        }
-        let [rx, tx] = ours;
-        let baseline = Baseline {
-            rx_packets: before.rx_packets.saturating_sub(rx.packets),
-            rx_bytes: before.rx_bytes.saturating_sub(kernel_rx_bytes(kind, rx.packets, rx.bytes)),
-            tx_packets: before.tx_packets.saturating_sub(tx.packets),
-            tx_bytes: before.tx_bytes.saturating_sub(tx.bytes),
-            uncertain_packets,
-        };
-        (baseline, before)
-    }
-
     fn tell(&self, update: Update) {
         // Nobody listens any more only when the process is ending.
         let _ = self.updates.blocking_send(update);
     }
 }
 
+/// What the kernel had counted when the programs began to: its counters now, less ours. Exact if no
+/// packet passes between two readings; else how many did is said.
+pub fn baseline(
+    client: &mut Netlink,
+    observer: &Shared,
+    key: InterfaceKey,
+    kind: InterfaceKind,
+    link: &Link,
+) -> (Baseline, KernelStats) {
+    let mut before = link.stats;
+    let mut uncertain_packets = 0;
+    let mut ours = Default::default();
+    for _ in 0..BASELINE_TRIES {
+        let read = netlink::link(client, link.ifindex).map(|link| link.stats);
+        let counted = lock(observer).read(key);
+        let after = netlink::link(client, link.ifindex).map(|link| link.stats);
+        // Gone again: its first message is all there is.
+        let (Ok(read), Ok(after), Some(counted)) = (read, after, counted) else { break };
+        before = read;
+        ours = counted.map(|counters| crate::model::Traffic::from(&counters));
+        uncertain_packets = after.rx_packets.saturating_sub(read.rx_packets)
+            + after.tx_packets.saturating_sub(read.tx_packets);
+        if uncertain_packets == 0 {
+            break;
+        }
+    }
+    let [rx, tx] = ours;
+    let baseline = Baseline {
+        rx_packets: before.rx_packets.saturating_sub(rx.packets),
+        rx_bytes: before.rx_bytes.saturating_sub(kernel_rx_bytes(kind, rx.packets, rx.bytes)),
+        tx_packets: before.tx_packets.saturating_sub(tx.packets),
+        tx_bytes: before.tx_bytes.saturating_sub(tx.bytes),
+        uncertain_packets,
+    };
+    (baseline, before)
+}
+
 /// What the device's own receive counter says of packets that we count with their Ethernet header.
 pub const fn kernel_rx_bytes(kind: InterfaceKind, packets: u64, bytes: u64) -> u64 {
     match kind {
-        InterfaceKind::Veth => bytes,
         InterfaceKind::Bridge => bytes.saturating_sub(packets * ETHERNET_HEADER_BYTES),
+        _ => bytes,
     }
 }
 
@@ -273,6 +290,7 @@ fn info(key: InterfaceKey, kind: InterfaceKind, link: &Link) -> InterfaceInfo {
         ifindex: link.ifindex,
         name: link.name.clone(),
         kind,
+        place: Place::Host,
         master: link.master,
         peer_ifindex: link.peer_ifindex,
         peer_nsid: link.peer_nsid,

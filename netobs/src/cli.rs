@@ -20,6 +20,8 @@ pub enum Command {
     Watch(WatchArgs),
     /// Run in the background: Prometheus endpoint, JSON snapshot, health
     Agent(AgentArgs),
+    /// Engines, networks, interfaces, namespaces, containers and ports, and how they hang together
+    Topology(TopologyArgs),
     /// Check kernel, privileges and engines, and say what to do
     Doctor(DoctorArgs),
 }
@@ -37,8 +39,8 @@ pub struct ObserveArgs {
     /// How to attach to interfaces
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
-    /// Interfaces that can be observed at a time; each takes 1 KiB of kernel memory per CPU
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    /// Interfaces and cgroups that can be observed at a time; each takes 1 KiB of kernel memory per CPU
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65535))]
     pub max_interfaces: u32,
     /// Let the kernel programs log what is odd about packets (NETOBS_LOG=debug shows it)
     #[arg(long)]
@@ -51,6 +53,8 @@ pub struct ObserveArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Table,
+    /// A table with image, project, network driver, interfaces and published ports
+    Wide,
     Json,
     Csv,
 }
@@ -87,6 +91,35 @@ pub struct AgentArgs {
     /// Address to serve on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9810", env = "NETOBS_LISTEN")]
     pub listen: SocketAddr,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TopologyOutput {
+    #[default]
+    Tree,
+    /// For Graphviz: `| dot -Tsvg`
+    Dot,
+    /// For Markdown that draws flowcharts
+    Mermaid,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: TopologyOutput,
+    /// Print it, then what changes: lines after a tree, a document a line as JSON
+    #[arg(long)]
+    pub watch: bool,
+    /// Time between two looks
+    #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = interval, requires = "watch")]
+    pub interval: Duration,
+    /// Show what matches: name=, id=, network=, state=, project=, service=, or a word; may be repeated
+    #[arg(short, long, value_name = "FILTER")]
+    pub filter: Vec<String>,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }

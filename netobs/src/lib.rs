@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel maps ─► ebpf ──────┐
-//!                           ├─► model (state ► snapshot) ─► output: watch, json, csv, prometheus
+//!                           ├─► model (state ► snapshot) ─► output: watch, topology, prometheus, …
 //! netlink, /proc, engines ─►┘ discovery
 //! ```
 //!
@@ -16,10 +16,12 @@ pub mod demo;
 pub mod discovery;
 pub mod doctor;
 pub mod ebpf;
+pub mod inside;
 pub mod model;
 pub mod netlink;
 pub mod observe;
 pub mod output;
 pub mod privileges;
 pub mod serve;
+pub mod topology;
 pub mod watch;

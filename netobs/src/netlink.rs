@@ -1,19 +1,60 @@
 //! A blocking rtnetlink client: one socket, one request at a time. It belongs to the network namespace
 //! of the thread that opened it.
 
-use std::io;
+use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sched::{CloneFlags, setns};
 
 /// Larger than any message that the kernel sends (a dump's are at most 32 KiB).
 pub const RECEIVE_BYTES: usize = 64 * 1024;
 
 /// Dumps that the kernel reports as inconsistent are repeated so many times, then taken as they are.
 const DUMP_TRIES: usize = 3;
+
+/// The way into another network namespace: it can be taken again and again, and does not keep the
+/// namespace alive, as an open descriptor would.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entrance {
+    /// `/proc/PID/ns/net`.
+    pub path: PathBuf,
+    /// `(dev, inode)` of what was there when it was found; another namespace may be there later.
+    pub identity: (u64, u64),
+}
+
+impl Entrance {
+    /// A client inside. A thread of its own enters the namespace, opens the client and ends. The
+    /// namespace lives as long as the client at least: not to be kept.
+    ///
+    /// # Errors
+    /// `NotFound` if the process is gone or is elsewhere now; `PermissionDenied` without `CAP_SYS_ADMIN`
+    /// and `CAP_SYS_PTRACE`.
+    pub fn connect(&self) -> io::Result<Netlink> {
+        let namespace = File::open(&self.path)?;
+        let metadata = namespace.metadata()?;
+        if (metadata.dev(), metadata.ino()) != self.identity {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let enter = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Netlink::connect()
+        };
+        std::thread::Builder::new()
+            .name("netobs-enter".to_owned())
+            .spawn(enter)?
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that enters a namespace failed")))
+    }
+
+    /// Whether it still leads where it did.
+    pub fn is_open(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity)
+    }
+}
 
 pub struct Netlink {
     socket: Socket,

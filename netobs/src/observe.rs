@@ -1,11 +1,14 @@
-//! From the command line's options to a running [`Agent`].
+//! From the command line's options to a running [`Agent`], and what the commands that print share.
 
 use std::{
     io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -15,6 +18,9 @@ use crate::{
     discovery::engine::{self, EngineTask},
     doctor, privileges,
 };
+
+/// How long a single answer waits for the engines to tell their containers.
+pub const SETTLE: Duration = Duration::from_millis(300);
 
 /// A runtime of one thread: the work is little and mostly waiting.
 ///
@@ -57,7 +63,6 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
     doctor::require_kernel(Path::new("/proc"))?;
     privileges::require()?;
     let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
-    let known = demo.unwrap_or_default();
     let agent = Agent::start(Config {
         max_interfaces: args.max_interfaces,
         mode: args.attach,
@@ -65,7 +70,7 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
         grace: args.grace,
         engines,
         proc_root: PathBuf::from("/proc"),
-        known: (known.containers, known.networks),
+        known: demo.map(|world| (world.containers, world.networks)),
     })?;
     Ok(agent)
 }
@@ -90,4 +95,13 @@ pub fn engines(named: &[String]) -> anyhow::Result<Vec<EngineTask>> {
             Ok(EngineTask { name: name.to_owned(), socket: PathBuf::from(path) })
         })
         .collect()
+}
+
+/// Whether nobody reads our pipe any more: as long as there is nothing to write (CSV without containers, a
+/// topology that stays), nothing else would tell.
+pub fn reader_is_gone() -> bool {
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }

@@ -20,7 +20,10 @@ use crate::{
     cli::AgentArgs,
     model::Snapshot,
     observe,
-    output::{json, prometheus},
+    output::{
+        json, prometheus,
+        topology::{self, Topology},
+    },
 };
 
 /// Requests that may wait for a sample; more are turned away.
@@ -90,11 +93,12 @@ fn router(asker: Asker) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/api/v1/snapshot", get(snapshot))
+        .route("/api/v1/topology", get(topology))
         .with_state(asker)
 }
 
 async fn index() -> &'static str {
-    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n"
+    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/topology\n"
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
@@ -108,6 +112,13 @@ async fn cadvisor(State(asker): State<Asker>) -> Response {
 async fn snapshot(State(asker): State<Asker>) -> Response {
     with_snapshot(asker, "application/json", |snapshot, to| -> anyhow::Result<()> {
         Ok(to.write_all(json::line(snapshot)?.as_bytes())?)
+    })
+    .await
+}
+
+async fn topology(State(asker): State<Asker>) -> Response {
+    with_snapshot(asker, "application/json", |snapshot, to| -> anyhow::Result<()> {
+        Ok(to.write_all(topology::json(&Topology::of(snapshot))?.as_bytes())?)
     })
     .await
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, IsTerminal as _},
-    os::fd::AsFd as _,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -10,7 +9,6 @@ use std::{
 use anyhow::Context as _;
 use crossterm::event::{Event, EventStream, KeyEventKind};
 use futures_util::StreamExt as _;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::time::MissedTickBehavior;
 
 use crate::{
@@ -24,11 +22,9 @@ use crate::{
         filter::{self, Filter},
         json, table,
         watch::{self, Flow, View},
+        wide,
     },
 };
-
-/// How long a single answer waits for the engines to tell their containers.
-const SETTLE: Duration = Duration::from_millis(300);
 
 /// Between the two samples that the rates of a single answer are taken from.
 const RATE_PAUSE: Duration = Duration::from_millis(100);
@@ -67,7 +63,7 @@ async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::
     if output == Output::Csv {
         csv::write_header(&mut out)?;
     }
-    agent.settle(SETTLE).await;
+    agent.settle(observe::SETTLE).await;
     agent.sample();
     wait(agent, if args.once { RATE_PAUSE } else { args.interval }).await;
     let mut tick = tokio::time::interval(args.interval);
@@ -77,7 +73,7 @@ async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::
             _ = tick.tick() => {
                 let snapshot = select(agent.sample(), args, filter)?;
                 print(&mut out, output, &snapshot)?;
-                if reader_is_gone() {
+                if observe::reader_is_gone() {
                     return Ok(());
                 }
                 left = left.map(|left| left - 1);
@@ -96,19 +92,11 @@ fn print(out: &mut impl io::Write, output: Output, snapshot: &Snapshot) -> anyho
             let width = crossterm::terminal::size().ok().filter(|_| io::stdout().is_terminal());
             writeln!(out, "{}", table::table(snapshot, width.map(|(columns, _)| columns)))?;
         }
+        Output::Wide => write!(out, "{}", wide::table(snapshot))?,
         Output::Json => writeln!(out, "{}", json::line(snapshot)?)?,
         Output::Csv => csv::write_rows(out, snapshot)?,
     }
     Ok(out.flush()?)
-}
-
-/// Whether nobody reads our pipe any more: without containers there is nothing to write in CSV, and
-/// without writing nothing else would tell.
-fn reader_is_gone() -> bool {
-    let stdout = io::stdout();
-    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
-    poll(&mut fds, PollTimeout::ZERO).is_ok()
-        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 /// What was asked for. A container named on the command line must exist.
@@ -134,7 +122,7 @@ fn select(snapshot: Snapshot, args: &WatchArgs, filter: &Filter) -> anyhow::Resu
 
 /// The full-screen view until it is left.
 async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
-    agent.settle(SETTLE).await;
+    agent.settle(observe::SETTLE).await;
     let mut view = View::new(None);
     view.update(select(agent.sample(), args, filter)?);
     let mut tick = tokio::time::interval(args.interval);

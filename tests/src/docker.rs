@@ -100,6 +100,7 @@ impl Drop for Container {
 /// A user-defined network, removed with its value.
 pub struct Network {
     pub name: String,
+    pub id: String,
 }
 
 impl Network {
@@ -108,13 +109,14 @@ impl Network {
         let mut arguments = vec!["network", "create"];
         arguments.extend(options);
         arguments.push(&name);
-        docker(&arguments);
-        Self { name }
+        let id = docker(&arguments);
+        Self { name, id }
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        try_docker(&["network", "rm", &self.name]);
+        // Not every name gets through the engine's URL.
+        try_docker(&["network", "rm", &self.id]);
     }
 }

@@ -44,8 +44,23 @@ pub struct Link {
 /// # Panics
 /// If there is no such interface.
 pub fn link(host: &Netns, name: &str) -> Link {
-    let text = host.sh(&format!("ip -s -j link show dev {name}"));
-    let value: Value = serde_json::from_str(&text).expect("JSON of ip");
+    of_json(&host.sh(&format!("ip -s -j link show dev {name}")))
+}
+
+/// Of the namespace that the test is in.
+///
+/// # Panics
+/// If there is no such interface.
+pub fn own_link(name: &str) -> Link {
+    let output = std::process::Command::new("sh")
+        .args(["-c", &format!("PATH=$PATH:/sbin:/usr/sbin ip -s -j link show dev {name}")])
+        .output()
+        .expect("run ip");
+    of_json(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn of_json(text: &str) -> Link {
+    let value: Value = serde_json::from_str(text).expect("JSON of ip");
     let stats = &value[0]["stats64"];
     Link {
         rx_packets: number(stats, "rx.packets"),
@@ -53,6 +68,16 @@ pub fn link(host: &Netns, name: &str) -> Link {
         tx_packets: number(stats, "tx.packets"),
         tx_bytes: number(stats, "tx.bytes"),
     }
+}
+
+/// An interface's MAC address.
+///
+/// # Panics
+/// If there is no such interface.
+pub fn mac(host: &Netns, name: &str) -> String {
+    let value: Value =
+        serde_json::from_str(&host.sh(&format!("ip -j link show dev {name}"))).expect("JSON of ip");
+    value[0]["address"].as_str().expect("an address").to_owned()
 }
 
 /// What the kernel should say by netobs's counters: the baseline and all that was counted since, by the

@@ -7,6 +7,7 @@ pub mod docker;
 pub mod http;
 pub mod kernel;
 pub mod netns;
+pub mod pretend;
 pub mod program;
 pub mod test_run;
 pub mod traffic;
@@ -50,5 +51,18 @@ pub fn skip(test: &str, why: &str) {
             .open(file)
             .and_then(|mut file| file.write_all(line.as_bytes()));
         assert!(written.is_ok(), "note a skipped test: {written:?}");
+    }
+}
+
+/// Notes a row of the table of network drivers, after all of it was seen; the test command prints them.
+///
+/// # Panics
+/// If it cannot be noted.
+pub fn row(driver: &str, seen: &str) {
+    use std::io::Write as _;
+    println!("ROW {driver}: {seen}");
+    if let Some(file) = std::env::var_os("NETOBS_TEST_ROWS") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file).expect("open");
+        writeln!(file, "{driver}\t{seen}").expect("note a row");
     }
 }

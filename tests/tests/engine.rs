@@ -240,7 +240,11 @@ fn compose_labels_and_kinds_without_counts() {
     let watch = Watch::start(None, &[]);
     let composed_now = watch.container(&composed.name);
     assert_eq!(composed_now["compose"], serde_json::json!({"project": "shop", "service": "front"}));
-    for (container, word) in [(&isolated, "isolated"), (&hosted, "host"), (&sharing, "counted with")] {
+    watch.until("the cgroup", |snapshot| {
+        let hosted = container(snapshot, &hosted.name)?;
+        (hosted["interfaces"][0]["observed"] == "cgroup" && hosted["unobserved"].is_null()).then_some(())
+    });
+    for (container, word) in [(&isolated, "isolated"), (&sharing, "counted with")] {
         let now = watch.container(&container.name);
         assert_eq!(now["interfaces"], serde_json::json!([]), "{now}");
         assert!(now["unobserved"].as_str().is_some_and(|why| why.contains(word)), "{now}");

@@ -197,7 +197,7 @@ fn the_programs_log_when_asked_and_only_then() {
         drop(lines);
         let output = child.wait_with_output().expect("its end");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(said.contains("frame of 20 bytes ends inside a header"), expected, "{said}");
+        assert_eq!(said.contains("packet of 20 bytes ends inside a header"), expected, "{said}");
     }
 }
 

@@ -6,6 +6,7 @@ mod ebpf;
 mod engine;
 mod imports;
 mod process;
+mod rows;
 mod rustc;
 mod setup;
 mod test;

@@ -8,16 +8,18 @@ use crate::{
     apt,
     engine::Engine,
     process::{is_root, root, run as run_command, target},
+    rows, vm,
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("tmux", "tmux"),
+    ("dot", "graphviz"),
     ("setcap", "libcap2-bin"),
     ("setpriv", "util-linux"),
     ("pgrep", "procps"),
@@ -25,12 +27,15 @@ const PROGRAMS: [(&str, &str); 9] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 7] = [
+const AREAS: [(&str, bool, bool); 10] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
+    ("inside", false, false),
     ("demo", false, false),
     ("engine", false, true),
+    ("drivers", false, true),
+    ("topology", false, true),
     ("prometheus", false, true),
     ("scale", false, false),
 ];
@@ -54,9 +59,13 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     run_command(Command::new("cargo").args(["build", "--locked", "--package", "netobs"]).current_dir(&root))?;
     let skips = target().join("netobs-test-skips");
     fs::write(&skips, "")?;
+    rows::clear()?;
     let binary = target().join("debug/netobs");
-    let mut environment: Vec<(&str, PathBuf)> =
-        vec![("NETOBS_BIN", binary), ("NETOBS_TEST_SKIPS", skips.clone())];
+    let mut environment: Vec<(&str, PathBuf)> = vec![
+        ("NETOBS_BIN", binary),
+        ("NETOBS_TEST_SKIPS", skips.clone()),
+        ("NETOBS_TEST_ROWS", rows::file()),
+    ];
     let engine = match Engine::get() {
         Ok(engine) => {
             environment.push(("DOCKER_HOST", PathBuf::from(&engine.host)));
@@ -74,6 +83,14 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
         cargo_test(&["--package", "netobs-tests", "--test", area], filter, &environment, parallel)
             .unwrap_or_else(|_| failed.push(area));
     }
+    // What this machine's kernel may not have. Otherwise only when asked for, by `cargo xtask vm`.
+    if ci {
+        vm::run(&vm::Options::usual()).unwrap_or_else(|error| {
+            eprintln!("{error:#}");
+            failed.push("vm");
+        });
+    }
+    rows::print()?;
     left_out.extend(fs::read_to_string(&skips)?.lines().map(str::to_owned));
     finish(ci, &left_out, &failed)
 }

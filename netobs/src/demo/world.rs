@@ -1,6 +1,6 @@
 //! Namespaces, bridges and veths of the demo, and what a container engine would tell of them.
 
-use std::{io, net::Ipv4Addr, sync::mpsc, thread};
+use std::{collections::BTreeMap, io, net::Ipv4Addr, sync::mpsc, thread};
 
 use anyhow::Context as _;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -204,6 +204,7 @@ fn describe(net: &Net) -> NetworkInfo {
         bridge: Some(net.bridge.to_owned()),
         internal: false,
         subnets: vec![Subnet { subnet: subnet(net), gateway: Some(net.gateway.to_string()) }],
+        options: BTreeMap::new(),
     }
 }
 
@@ -223,5 +224,6 @@ fn container(member: &Member, tid: u32) -> ContainerInfo {
             addresses: vec![member.address.into()],
             mac: None,
         }],
+        published: Vec::new(),
     }
 }

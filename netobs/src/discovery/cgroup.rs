@@ -1,4 +1,11 @@
-//! Container IDs in cgroup paths: who a process belongs to, where no engine says.
+//! Container IDs in cgroup paths: who a process belongs to, where no engine says; and the directory of a
+//! container's cgroup.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStringExt as _,
+    path::{Path, PathBuf},
+};
 
 /// Digits of a full container ID.
 const ID_LEN: usize = 64;
@@ -12,6 +19,55 @@ pub fn container_id(cgroup: &str) -> Option<&str> {
         let path = line.splitn(3, ':').nth(2)?;
         path.split('/').find_map(id_of_component)
     })
+}
+
+/// The path of a container's own cgroup in the v2 tree, by a process's `/proc/PID/cgroup`, from the tree's
+/// root: what is below it belongs to the container as well. None if the process is in no v2 cgroup of the
+/// container's own.
+pub fn v2_path<'a>(cgroup: &'a str, container_id: &str) -> Option<&'a str> {
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mut end = 0;
+    for component in path.split('/') {
+        end += component.len();
+        if id_of_component(component) == Some(container_id) {
+            return path.get(..end);
+        }
+        end += 1;
+    }
+    None
+}
+
+/// Where the v2 tree is mounted, by `/proc/self/mountinfo` (proc(5)): at `/sys/fs/cgroup`, or beside the
+/// older hierarchies at `/sys/fs/cgroup/unified`.
+pub fn v2_root(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        // A part of the tree would not do.
+        let whole = fields.next()? == "/" && filesystem.starts_with("cgroup2 ");
+        whole.then(|| unescape(fields.next().unwrap_or_default()))
+    })
+}
+
+/// Spaces and the like are `\\ooo` in `mountinfo`.
+fn unescape(field: &str) -> PathBuf {
+    let mut bytes = Vec::new();
+    let mut rest = field.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match escaped.filter(|_| *first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    Path::new(&OsString::from_vec(bytes)).to_path_buf()
 }
 
 /// `<id>`, `docker-<id>.scope`, `libpod-payload-<id>`, `cri-containerd-<id>.scope`, …
@@ -64,5 +120,35 @@ mod tests {
         ] {
             assert_eq!(container_id(&cgroup), None, "{cgroup}");
         }
+    }
+
+    #[test]
+    fn own_cgroups_in_the_v2_tree() {
+        let (id, other) = ("a".repeat(64), "b".repeat(64));
+        for (cgroup, expected) in [
+            (format!("5:cpu:/docker/{id}\n0::/docker/{id}\n"), Some(format!("docker/{id}"))),
+            (
+                format!("0::/system.slice/docker-{id}.scope/init\n"),
+                Some(format!("system.slice/docker-{id}.scope")),
+            ),
+            (format!("0::/docker/{id}/docker/{other}\n"), Some(format!("docker/{id}"))),
+            (format!("5:cpu:/docker/{id}\n0::/\n"), None),
+            (format!("5:cpu:/docker/{id}\n"), None),
+            (format!("0::/docker/{other}\n"), None),
+        ] {
+            assert_eq!(v2_path(&cgroup, &id).map(str::to_owned), expected, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn where_the_v2_tree_is() {
+        let hybrid = "30 25 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
+                      35 25 0:31 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw\n";
+        assert_eq!(v2_root(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        let spaced = "35 25 0:31 / /mnt/a\\040b rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(v2_root(spaced), Some(PathBuf::from("/mnt/a b")));
+        let part = "35 25 0:31 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(v2_root(part), None);
+        assert_eq!(v2_root("nonsense\n"), None);
     }
 }

@@ -1,9 +1,14 @@
-//! Network namespaces of processes, looked at from the host's: nothing is entered, nothing assigned.
+//! Network namespaces of processes, looked at from the host's where it can be: nothing is entered then.
 //!
 //! The kernel numbers the namespaces that the host's is connected with (`RTM_GETNSID`); with that number
 //! the interfaces and addresses inside can be listed from outside (kernel 4.20 and later).
 
-use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::Path,
+};
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -11,31 +16,41 @@ use netlink_packet_route::{
     nsid::{NsidAttribute, NsidMessage},
 };
 
-use super::{
-    netlink::{self, Link},
-    procfs,
-};
+use super::{netlink, procfs};
 use crate::{
     model::{InnerLink, Namespace},
-    netlink::Netlink,
+    netlink::{Entrance, Netlink},
 };
 
 /// `NETNSA_NSID_NOT_ASSIGNED` of linux/net_namespace.h.
 const NOT_ASSIGNED: i32 = -1;
 
-/// The namespace of a process, with what is in it.
+/// The namespace of a process, with what is in it. One that the host has no number for is entered.
 ///
 /// # Errors
 /// If the process is gone, or its namespace may not be looked at (`CAP_SYS_PTRACE`).
 pub fn of_process(netlink: &mut Netlink, proc_root: &Path, pid: u32) -> io::Result<Namespace> {
     let identity = procfs::netns_identity(proc_root, pid)?;
     let host = identity == procfs::netns_identity(proc_root, std::process::id())?;
-    let nsid = if host { None } else { nsid(netlink, pid)? };
-    let links = match nsid {
-        Some(nsid) => inner_links(netlink, nsid)?,
-        None => Vec::new(),
-    };
-    Ok(Namespace { identity, nsid, host, links })
+    let mut namespace = Namespace { identity, nsid: None, host, links: Vec::new(), unseen: None };
+    if host {
+        return Ok(namespace);
+    }
+    namespace.nsid = nsid(netlink, pid)?;
+    if namespace.nsid.is_some() {
+        namespace.links = inner_links(netlink, namespace.nsid)?;
+        return Ok(namespace);
+    }
+    let path = proc_root.join(pid.to_string()).join("ns/net");
+    match (Entrance { path, identity }).connect() {
+        Ok(mut inside) => namespace.links = inner_links(&mut inside, None)?,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let why = "its network namespace could not be entered (CAP_SYS_ADMIN and CAP_SYS_PTRACE)";
+            namespace.unseen = Some(why.to_owned());
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(namespace)
 }
 
 /// The number by which the client's namespace knows that of a process (or thread); none if it has none.
@@ -54,23 +69,36 @@ pub fn nsid(netlink: &mut Netlink, pid: u32) -> io::Result<Option<i32>> {
     }))
 }
 
-fn inner_links(netlink: &mut Netlink, nsid: i32) -> io::Result<Vec<InnerLink>> {
+/// What is in the namespace that the client knows as `nsid`, or in its own.
+fn inner_links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<InnerLink>> {
+    let links = netlink::links(netlink, nsid)?;
     let mut addresses = addresses(netlink, nsid)?;
-    Ok(netlink::links(netlink, Some(nsid))?
+    // Asked for last: it is when telling of a veth that leads to the host that the kernel numbers it.
+    let host = self::nsid(netlink, std::process::id())?;
+    Ok(links
         .into_iter()
-        .map(|Link { ifindex, name, mac, .. }| InnerLink {
-            ifindex,
-            name,
-            mac: format_mac(&mac),
-            addresses: addresses.remove(&ifindex).unwrap_or_default(),
+        .map(|link| InnerLink {
+            inside: link.observed_inside(host),
+            ifindex: link.ifindex,
+            mac: format_mac(&link.mac),
+            addresses: addresses.remove(&link.ifindex).unwrap_or_default(),
+            name: link.name,
         })
         .collect())
 }
 
+/// Addresses of the client's own namespace.
+///
+/// # Errors
+/// What netlink says.
+pub fn own_addresses(netlink: &mut Netlink) -> io::Result<BTreeSet<IpAddr>> {
+    Ok(addresses(netlink, None)?.into_values().flatten().collect())
+}
+
 /// By ifindex.
-fn addresses(netlink: &mut Netlink, nsid: i32) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
+fn addresses(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
     let mut request = AddressMessage::default();
-    request.attributes.push(AddressAttribute::TargetNetNsId(nsid));
+    request.attributes.extend(nsid.map(AddressAttribute::TargetNetNsId));
     let all = netlink.dump(&RouteNetlinkMessage::GetAddress(request), |message| {
         let RouteNetlinkMessage::NewAddress(message) = message else { return None };
         let address = message.attributes.iter().find_map(|attribute| match attribute {

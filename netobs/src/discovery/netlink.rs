@@ -9,7 +9,7 @@ use std::{
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, Stats64},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, Stats64},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -24,16 +24,20 @@ const LINK_GROUP: u32 = 1;
 /// Asked for the event socket: some 10,000 messages. The kernel may give less.
 const EVENT_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 
-/// An interface that netobs may observe, as the kernel describes it at one time.
+/// An interface as the kernel describes it at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     pub ifindex: u32,
     pub name: String,
-    /// None: of a kind that is not observed.
+    /// None: of a kind that is never observed.
     pub kind: Option<InterfaceKind>,
     pub master: Option<u32>,
+    /// The other end of a pair, or the interface below.
     pub peer_ifindex: Option<u32>,
+    /// Where that is, if not in the same namespace: numbered by the namespace that asks.
     pub peer_nsid: Option<i32>,
+    /// Where it has gone to.
+    pub moved_to: Option<i32>,
     pub mac: Vec<u8>,
     pub stats: KernelStats,
 }
@@ -167,29 +171,64 @@ impl From<&LinkMessage> for Link {
             master: None,
             peer_ifindex: None,
             peer_nsid: None,
+            moved_to: None,
             mac: Vec::new(),
             stats: KernelStats::default(),
         };
+        let mut named_kind = None;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Controller(master) => link.master = Some(*master),
                 LinkAttribute::Link(peer) => link.peer_ifindex = Some(*peer),
                 LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(*nsid),
+                LinkAttribute::NewNetnsId(nsid) => link.moved_to = Some(*nsid),
                 LinkAttribute::Address(mac) => link.mac.clone_from(mac),
                 LinkAttribute::Stats64(stats) => link.stats = stats.into(),
-                LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+                LinkAttribute::LinkInfo(infos) => named_kind = kind_name(infos),
                 _ => {}
             }
         }
+        link.kind = match named_kind {
+            Some(InfoKind::Veth) => Some(InterfaceKind::Veth),
+            Some(InfoKind::Bridge) => Some(InterfaceKind::Bridge),
+            Some(InfoKind::MacVlan) => Some(InterfaceKind::Macvlan),
+            Some(InfoKind::IpVlan) => Some(InterfaceKind::Ipvlan),
+            Some(InfoKind::Vlan) => Some(InterfaceKind::Vlan),
+            Some(_) => None,
+            // Drivers of cards name no kind.
+            None => (message.header.link_layer_type == LinkLayerType::Ether).then_some(InterfaceKind::Device),
+        };
         link
     }
 }
 
-fn kind(infos: &[LinkInfo]) -> Option<InterfaceKind> {
+impl Link {
+    /// Of a kind that is observed in the host's namespace.
+    pub fn is_observed_on_host(&self) -> bool {
+        matches!(self.kind, Some(InterfaceKind::Veth | InterfaceKind::Bridge))
+    }
+
+    /// As what an interface of a container has to be observed inside: none if it is not the container's way
+    /// out, or if its other end is on the host (`host_nsid`: how the host numbers itself) and is observed
+    /// there.
+    pub fn observed_inside(&self, host_nsid: Option<i32>) -> Option<InterfaceKind> {
+        self.kind.filter(|kind| match kind {
+            // A port of a bridge inside is the way to a container within the container.
+            InterfaceKind::Veth => {
+                self.master.is_none() && self.peer_nsid.is_some() && self.peer_nsid != host_nsid
+            }
+            // On top of an interface of the same container it would be counted twice.
+            InterfaceKind::Macvlan | InterfaceKind::Ipvlan | InterfaceKind::Vlan => self.peer_nsid.is_some(),
+            InterfaceKind::Device => true,
+            InterfaceKind::Bridge | InterfaceKind::Cgroup => false,
+        })
+    }
+}
+
+fn kind_name(infos: &[LinkInfo]) -> Option<InfoKind> {
     infos.iter().find_map(|info| match info {
-        LinkInfo::Kind(InfoKind::Veth) => Some(InterfaceKind::Veth),
-        LinkInfo::Kind(InfoKind::Bridge) => Some(InterfaceKind::Bridge),
+        LinkInfo::Kind(kind) => Some(kind.clone()),
         _ => None,
     })
 }
@@ -205,6 +244,35 @@ impl From<&Stats64> for KernelStats {
             tx_dropped: stats.tx_dropped,
             rx_errors: stats.rx_errors,
             tx_errors: stats.tx_errors,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(kind: Option<InterfaceKind>, peer_nsid: Option<i32>, master: Option<u32>) -> Link {
+        Link { kind, peer_nsid, master, ..Link::from(&LinkMessage::default()) }
+    }
+
+    #[test]
+    fn what_is_observed_inside() {
+        use InterfaceKind::{Bridge, Device, Ipvlan, Macvlan, Veth};
+        let host = Some(3);
+        for (link, expected, what) in [
+            (link(Some(Veth), host, None), None, "its other end is on the host"),
+            (link(Some(Veth), Some(0), None), Some(Veth), "overlay: the other end is the engine's"),
+            (link(Some(Veth), Some(0), Some(7)), None, "a container within the container"),
+            (link(Some(Veth), None, None), None, "both ends inside"),
+            (link(Some(Macvlan), host, None), Some(Macvlan), "on an interface of the host"),
+            (link(Some(Macvlan), None, None), None, "on an interface of its own"),
+            (link(Some(Ipvlan), Some(5), None), Some(Ipvlan), "on an interface elsewhere"),
+            (link(Some(Device), None, None), Some(Device), "a card"),
+            (link(Some(Bridge), None, None), None, "a bridge inside"),
+            (link(None, None, None), None, "a tunnel"),
+        ] {
+            assert_eq!(link.observed_inside(host), expected, "{what}");
         }
     }
 }

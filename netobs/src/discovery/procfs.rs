@@ -1,8 +1,14 @@
 //! Processes of containers, read from `/proc`.
 
-use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use super::cgroup;
+use crate::model::{Protocol, Proxy};
 
 /// A container's process: the one with the lowest number, which is nearly always its first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +35,60 @@ pub fn containers(proc_root: &Path) -> io::Result<Vec<Process>> {
         }
     }
     Ok(first.into_iter().map(|(container_id, pid)| Process { pid, container_id }).collect())
+}
+
+/// The directory of a container's own cgroup in the v2 tree, by one of its processes.
+///
+/// # Errors
+/// `Unsupported`, with what is missing; or what reading says, for one if the process is gone.
+pub fn v2_cgroup(proc_root: &Path, pid: u32, container_id: &str) -> io::Result<PathBuf> {
+    let unsupported = |why| io::Error::new(io::ErrorKind::Unsupported, why);
+    let mountinfo = fs::read_to_string(proc_root.join("self/mountinfo"))?;
+    let root = cgroup::v2_root(&mountinfo)
+        .ok_or_else(|| unsupported("this host has no cgroup v2 tree to count it by"))?;
+    let text = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup"))?;
+    let path = cgroup::v2_path(&text, container_id)
+        .ok_or_else(|| unsupported("it has no cgroup of its own in the v2 tree to count it by"))?;
+    Ok(root.join(path))
+}
+
+/// The engine's proxies for published ports: processes called `docker-proxy`, whose command line says what
+/// for. Processes that end meanwhile are left out.
+///
+/// # Errors
+/// If `proc_root` cannot be listed.
+pub fn proxies(proc_root: &Path) -> io::Result<BTreeSet<Proxy>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(proc_root)? {
+        let folder = entry?.path();
+        let is_proxy =
+            fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim_end() == "docker-proxy");
+        if is_proxy && let Ok(command) = fs::read_to_string(folder.join("cmdline")) {
+            found.extend(proxy(&command));
+        }
+    }
+    Ok(found)
+}
+
+/// `docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80`,
+/// NUL after each argument (proc(5)).
+fn proxy(command: &str) -> Option<Proxy> {
+    let arguments: Vec<&str> = command.split('\0').collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| *argument == name)?;
+        arguments.get(at + 1).copied()
+    };
+    let protocol = match value("-proto")? {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return None,
+    };
+    Some(Proxy {
+        protocol,
+        container_address: value("-container-ip")?.parse().ok()?,
+        container_port: value("-container-port")?.parse().ok()?,
+    })
 }
 
 /// What a network namespace is told by: `(dev, inode)` of `/proc/PID/ns/net`.
@@ -68,6 +128,27 @@ mod tests {
         let own = netns_identity(Path::new("/proc"), std::process::id())?;
         assert_ne!(own.1, 0);
         assert!(netns_identity(Path::new("/proc"), u32::MAX).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn proxies_are_told_by_their_command_line() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let line = "/usr/sbin/docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 \
+                    -container-ip 172.17.0.2 -container-port 80";
+        for (pid, comm, command) in [
+            ("1", "docker-proxy\n", line),
+            ("2", "sh\n", line),
+            ("3", "docker-proxy\n", "/usr/sbin/docker-proxy -proto"),
+            ("4", "docker-proxy\n", "docker-proxy -proto tcp -container-ip x -container-port 99999"),
+        ] {
+            fs::create_dir(root.path().join(pid))?;
+            fs::write(root.path().join(pid).join("comm"), comm)?;
+            fs::write(root.path().join(pid).join("cmdline"), command.replace(' ', "\0"))?;
+        }
+        let expected =
+            Proxy { protocol: Protocol::Tcp, container_address: [172, 17, 0, 2].into(), container_port: 80 };
+        assert_eq!(proxies(root.path())?, BTreeSet::from([expected]));
         Ok(())
     }
 }

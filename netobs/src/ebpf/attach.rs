@@ -1,4 +1,4 @@
-//! Attaching the two programs to an interface.
+//! Attaching programs to an interface or a cgroup.
 //!
 //! A filter at a clsact qdisc is attached in a tenth of a millisecond. A TCX link makes the kernel wait for
 //! an RCU grace period, some ten milliseconds each, with the lock held that all network configuration
@@ -38,26 +38,37 @@ impl fmt::Display for AttachMode {
     }
 }
 
-/// One program on one interface and direction.
+/// One program on one interface or cgroup, and direction.
 #[derive(Debug)]
 pub enum Attached {
-    /// Detached by closing it.
-    Tcx(#[expect(dead_code, reason = "held for its Drop, which detaches")] OwnedFd),
+    /// Of a TCX hook or a cgroup. Detached by closing it.
+    Link(#[expect(dead_code, reason = "held for its Drop, which detaches")] OwnedFd),
     /// Must be removed.
     Clsact(clsact::Filter),
 }
 
-/// Attaches a loaded program at the head of the chain of an interface.
+/// The loaded programs of one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Programs<'a> {
+    /// For filters: finds its slot in the filter's class ID.
+    pub filter: BorrowedFd<'a>,
+    /// For TCX: finds its slot by the ifindex.
+    pub tcx: BorrowedFd<'a>,
+    /// For cgroups: finds its slot in the cgroup's storage.
+    pub cgroup: BorrowedFd<'a>,
+}
+
+/// Attaches at the head of the chain of an interface of the client's namespace.
 pub fn attach(
     netlink: &mut Netlink,
-    program: BorrowedFd<'_>,
+    programs: Programs<'_>,
     mode: AttachMode,
     ifindex: u32,
     ingress: bool,
+    slot: u32,
 ) -> io::Result<Attached> {
-    let filter =
-        |netlink: &mut Netlink| clsact::Filter::add(netlink, program, ifindex, ingress).map(Attached::Clsact);
-    let link = || tcx_link(program, ifindex, ingress).map(Attached::Tcx);
+    let filter = |netlink: &mut Netlink| add_filter(netlink, programs, ifindex, ingress, slot);
+    let link = || tcx_link(programs.tcx, ifindex, ingress).map(Attached::Link);
     match mode {
         AttachMode::Tcx => link(),
         AttachMode::Clsact => filter(netlink),
@@ -66,6 +77,17 @@ pub fn attach(
         // not mind them.
         AttachMode::Auto => filter(netlink).or_else(|error| link().map_err(|_| error)),
     }
+}
+
+/// Attaches a filter, whatever else there is: in another namespace than ours TCX is not to be had.
+pub fn add_filter(
+    netlink: &mut Netlink,
+    programs: Programs<'_>,
+    ifindex: u32,
+    ingress: bool,
+    slot: u32,
+) -> io::Result<Attached> {
+    clsact::Filter::add(netlink, programs.filter, ifindex, ingress, slot).map(Attached::Clsact)
 }
 
 /// Detaches; an interface that is gone took its programs with it, which is no error.
@@ -80,6 +102,8 @@ pub fn detach(netlink: &mut Netlink, attached: Attached) {
 /// linux/bpf.h
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_CGROUP_INET_INGRESS: u32 = 0;
+const BPF_CGROUP_INET_EGRESS: u32 = 1;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -117,13 +141,30 @@ fn has_tcx(ifindex: u32, ingress: bool) -> bool {
     bpf(BPF_PROG_QUERY, &mut query).is_ok() && query.count > 0
 }
 
-/// By ifindex: aya attaches by name, and a name may be another interface's by then.
+/// The attach type of a direction of a cgroup.
+pub const fn cgroup_hook(ingress: bool) -> u32 {
+    if ingress { BPF_CGROUP_INET_INGRESS } else { BPF_CGROUP_INET_EGRESS }
+}
+
+/// Attaches to a cgroup beside what others have there (kernel 5.7 and later).
+pub fn cgroup_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, ingress: bool) -> io::Result<Attached> {
+    let target = cgroup.as_raw_fd().cast_unsigned();
+    link_create(program, target, cgroup_hook(ingress), 0).map(Attached::Link)
+}
+
+/// By ifindex: aya attaches by name, and a name may be another interface's by then. Before everybody
+/// else: a program that ends the chain must not hide packets from us.
 fn tcx_link(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<OwnedFd> {
+    link_create(program, ifindex, tcx_hook(ingress), BPF_F_BEFORE)
+}
+
+/// `target` is an ifindex or a descriptor, as the hook wants it.
+fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Default)]
     struct LinkCreate {
         prog_fd: u32,
-        target_ifindex: u32,
+        target: u32,
         attach_type: u32,
         flags: u32,
         relative_fd: u32,
@@ -132,10 +173,9 @@ fn tcx_link(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<
     }
     let mut create = LinkCreate {
         prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
-        target_ifindex: ifindex,
-        attach_type: tcx_hook(ingress),
-        // Before everybody else: a program that ends the chain must not hide packets from us.
-        flags: BPF_F_BEFORE,
+        target,
+        attach_type,
+        flags,
         ..Default::default()
     };
     let fd = bpf(BPF_LINK_CREATE, &mut create)?;

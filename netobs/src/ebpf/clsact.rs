@@ -39,15 +39,18 @@ pub struct Filter {
 
 impl Filter {
     /// Adds a filter, and the clsact qdisc if there is none. The handle tells whose it is: the process.
+    /// The class ID tells the program its slot; with a bpf filter that decides itself it means nothing else.
     pub fn add(
         netlink: &mut Netlink,
         program: BorrowedFd<'_>,
         ifindex: u32,
         ingress: bool,
+        slot: u32,
     ) -> io::Result<Self> {
         let filter = Self { ifindex, ingress, handle: std::process::id() };
         let mut message = filter.message();
         message.attributes.push(TcAttribute::Options(vec![
+            TcOption::Bpf(TcFilterBpfOption::ClassId(TcHandle::from(slot + 1))),
             TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned())),
             TcOption::Bpf(TcFilterBpfOption::ProgName(FILTER_NAME.to_owned())),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),

@@ -3,10 +3,16 @@
 
 mod attach;
 mod clsact;
+mod directory;
 mod log;
 mod mapping;
+mod object;
 mod observer;
+mod ports;
 mod slots;
 
 pub use attach::AttachMode;
-pub use observer::{AttachError, LoadError, Observer, Options};
+pub use clsact::remove_leftovers;
+pub use object::{LoadError, Options};
+pub use observer::{AttachError, Observer};
+pub use ports::Port;

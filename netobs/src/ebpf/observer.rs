@@ -1,59 +1,30 @@
-//! The loaded object: attach to an interface, read its counters, let it go.
+//! What is attached: to interfaces of the host, to those inside containers, to cgroups. Attach, read, let go.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     sync::atomic::Ordering,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{HashMap, MapData},
-    programs::{ProgramError, ProgramFd, SchedClassifier},
-};
-use netobs_common::{Counters, DIRECTIONS, EGRESS, IFACE_CELLS, INGRESS, counter_index, iface_cell};
+use netobs_common::{Counters, DIRECTIONS, EGRESS, INGRESS, counter_index};
 
 use super::{
     attach::{self, AttachMode, Attached},
     clsact,
-    log::{self, LogThread},
-    mapping::Mapping,
-    slots::{Slots, cell_of},
+    directory::Directory,
+    object::{LoadError, Object, Options},
+    ports::Port,
+    slots::Slots,
 };
-use crate::{model::InterfaceKey, netlink::Netlink};
-
-/// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/netobs.bpf.o");
-
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Interfaces that can be attached at a time; each takes 1 KiB of kernel memory per possible CPU.
-    pub max_interfaces: u32,
-    pub mode: AttachMode,
-    /// Programs log what is odd about packets, for diagnosing them; costs when on.
-    pub log: bool,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("load the eBPF object: {0}")]
-    Object(#[from] aya::EbpfError),
-    #[error("load eBPF program {name}: {source}")]
-    Program { name: &'static str, source: ProgramError },
-    #[error("the eBPF object has no {0}; it was not built from these sources")]
-    Missing(&'static str),
-    #[error("map the counters into memory: {0}")]
-    Mapping(io::Error),
-    #[error("number of CPUs: {0}")]
-    Cpus(io::Error),
-    #[error("read the programs' log: {0}")]
-    Log(io::Error),
-    #[error("open a netlink socket: {0}")]
-    Netlink(io::Error),
-    #[error("an eBPF map: {0}")]
-    Map(#[from] aya::maps::MapError),
-}
+use crate::{
+    model::{InterfaceKey, PortTraffic},
+    netlink::{Entrance, Netlink},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -66,33 +37,40 @@ pub enum AttachError {
     Attach { direction: &'static str, source: io::Error },
     #[error("directory of interfaces: {0}")]
     Directory(#[from] aya::maps::MapError),
+    #[error("tell the programs of the cgroup: {0}")]
+    Cgroup(io::Error),
 }
 
 #[derive(Debug)]
 struct Attachment {
-    ifindex: u32,
+    place: Place,
     slot: u32,
-    /// Its directory cell is another interface's; it is in the hash instead.
-    crowded: bool,
     ingress: Attached,
     egress: Attached,
+    /// Published ports that are counted apart.
+    ports: Vec<Port>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// An interface of the observer's own namespace.
+    Host {
+        ifindex: u32,
+    },
+    /// An interface of a container's namespace, and the way in.
+    Inside(Entrance),
+    Cgroup,
 }
 
 /// Owner of everything that netobs has in the kernel. Dropping it detaches all. It works in the network
 /// namespace of the thread that loaded it.
 pub struct Observer {
-    ingress: ProgramFd,
-    egress: ProgramFd,
+    object: Object,
     netlink: Netlink,
-    crowded: HashMap<MapData, u32, u32>,
-    cells: Mapping,
-    counters: Mapping,
-    cpus: u32,
-    max_interfaces: u32,
+    directory: Directory,
     mode: AttachMode,
     slots: Slots,
     attachments: BTreeMap<InterfaceKey, Attachment>,
-    _log: Option<LogThread>,
     /// Interfaces where clsact has no room, by the last survey.
     without_clsact: BTreeSet<u32>,
 }
@@ -103,37 +81,14 @@ impl Observer {
     /// # Errors
     /// Without the privileges, on kernels without BPF, or when the verifier refuses.
     pub fn load(options: Options) -> Result<Self, LoadError> {
-        let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?)
-            .unwrap_or(u32::MAX);
-        let max_interfaces = options.max_interfaces;
-        let log_level = log::level(options.log);
-        let mut ebpf = EbpfLoader::new()
-            .btf(None)
-            .override_global("AYA_LOG_LEVEL", &log_level, true)
-            .override_global("MAX_INTERFACES", &max_interfaces, true)
-            .map_max_entries("COUNTERS", cpus * max_interfaces * DIRECTIONS)
-            .map_max_entries("CROWDED", max_interfaces)
-            .load(OBJECT)?;
-        let ingress = load_program(&mut ebpf, "netobs_ingress")?;
-        let egress = load_program(&mut ebpf, "netobs_egress")?;
-        let log = if options.log { Some(LogThread::start(&mut ebpf).map_err(LoadError::Log)?) } else { None };
-        let array_words = (cpus * max_interfaces * DIRECTIONS) as usize * Counters::WORDS;
-        let counters = map_array(&ebpf, "COUNTERS", array_words)?;
-        let cells = map_array(&ebpf, "IFACES", IFACE_CELLS as usize)?;
-        let crowded = HashMap::try_from(ebpf.take_map("CROWDED").ok_or(LoadError::Missing("CROWDED"))?)?;
+        let (object, directory) = Object::load(&options)?;
         Ok(Self {
-            ingress,
-            egress,
+            object,
             netlink: Netlink::connect().map_err(LoadError::Netlink)?,
-            crowded,
-            cells,
-            counters,
-            cpus,
-            max_interfaces,
+            directory,
             mode: options.mode,
-            slots: Slots::new(max_interfaces),
+            slots: Slots::new(options.max_interfaces),
             attachments: BTreeMap::new(),
-            _log: log,
             without_clsact: BTreeSet::new(),
         })
     }
@@ -142,35 +97,102 @@ impl Observer {
         self.mode
     }
 
-    /// The loaded program of a direction, for `BPF_PROG_TEST_RUN`.
+    /// The loaded program that finds its slot by ifindex, for `BPF_PROG_TEST_RUN`, which has no filter.
     pub fn program(&self, ingress: bool) -> BorrowedFd<'_> {
-        if ingress { self.ingress.as_fd() } else { self.egress.as_fd() }
+        self.object.programs(ingress).tcx
     }
 
     pub fn attached(&self) -> usize {
         self.attachments.len()
     }
 
-    /// Counts on an interface from now on, under a key that was not used before.
+    /// Counts on an interface of the host from now on, under a key that was not used before.
     ///
     /// # Errors
     /// See [`AttachError`]; nothing stays attached then.
     pub fn attach(&mut self, key: InterfaceKey, ifindex: u32) -> Result<(), AttachError> {
-        let slot = self.slots.take().ok_or(AttachError::Full(self.max_interfaces))?;
-        let crowded = match self.enter(ifindex, slot) {
-            Ok(crowded) => crowded,
-            Err(error) => {
-                self.slots.release(slot);
-                return Err(error.into());
-            }
+        let mode = match self.mode {
+            AttachMode::Auto if self.without_clsact.contains(&ifindex) => AttachMode::Tcx,
+            mode => mode,
         };
-        match self.attach_both(ifindex) {
-            Ok((ingress, egress)) => {
-                self.attachments.insert(key, Attachment { ifindex, slot, crowded, ingress, egress });
+        self.hold(key, |observer, slot| {
+            observer.directory.enter(ifindex, slot)?;
+            let Self { netlink, object, .. } = observer;
+            let attached = both(
+                netlink,
+                |netlink, ingress| {
+                    attach::attach(netlink, object.programs(ingress), mode, ifindex, ingress, slot)
+                },
+                attach::detach,
+            );
+            if attached.is_err() {
+                observer.directory.leave(ifindex);
+            }
+            Ok((Place::Host { ifindex }, attached?))
+        })
+    }
+
+    /// Counts on an interface of another namespace, which `netlink` is a client of and `entrance` leads to.
+    /// Always by filters: TCX links are made in the caller's own namespace.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_inside(
+        &mut self,
+        key: InterfaceKey,
+        entrance: Entrance,
+        netlink: &mut Netlink,
+        ifindex: u32,
+    ) -> Result<(), AttachError> {
+        self.hold(key, |observer, slot| {
+            let attached = both(
+                netlink,
+                |netlink, ingress| {
+                    let programs = observer.object.programs(ingress);
+                    attach::add_filter(netlink, programs, ifindex, ingress, slot)
+                },
+                attach::detach,
+            )?;
+            Ok((Place::Inside(entrance), attached))
+        })
+    }
+
+    /// Counts what the sockets of a cgroup (its directory in a cgroup2 tree) receive and send.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_cgroup(&mut self, key: InterfaceKey, cgroup: &File) -> Result<(), AttachError> {
+        self.hold(key, |observer, slot| {
+            let attached = both(
+                &mut observer.netlink,
+                |_, ingress| {
+                    let program = observer.object.programs(ingress).cgroup;
+                    attach::cgroup_link(program, cgroup.as_fd(), ingress)
+                },
+                |_, attached| drop(attached),
+            )?;
+            // On 64-bit systems the inode number is the cgroup's ID.
+            let id = cgroup.metadata().map_err(AttachError::Cgroup)?.ino();
+            observer.object.enter_cgroup(id, slot)?;
+            Ok((Place::Cgroup, attached))
+        })
+    }
+
+    /// Takes a slot for what `attach` attaches; gives it back if it could not.
+    fn hold(
+        &mut self,
+        key: InterfaceKey,
+        attach: impl FnOnce(&mut Self, u32) -> Result<(Place, [Attached; 2]), AttachError>,
+    ) -> Result<(), AttachError> {
+        let slot = self.slots.take().ok_or_else(|| AttachError::Full(self.slots.capacity()))?;
+        match attach(self, slot) {
+            Ok((place, [ingress, egress])) => {
+                let attachment = Attachment { place, slot, ingress, egress, ports: Vec::new() };
+                self.attachments.insert(key, attachment);
                 Ok(())
             }
             Err(error) => {
-                self.leave(ifindex, slot, crowded);
+                self.clear(slot);
                 Err(error)
             }
         }
@@ -185,7 +207,7 @@ impl Observer {
         Ok(())
     }
 
-    /// Removes filters that a killed netobs left on an interface. Others' stay.
+    /// Removes filters that a killed netobs left on an interface of the host. Others' stay.
     ///
     /// # Errors
     /// What netlink says.
@@ -193,15 +215,28 @@ impl Observer {
         clsact::remove_leftovers(&mut self.netlink, ifindex)
     }
 
-    /// Lets an interface go: its counters, ingress then egress, as they were at the end. None if the
-    /// key is not attached.
-    pub fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
-        let attachment = self.attachments.remove(&key)?;
-        let Attachment { ifindex, slot, crowded, ingress, egress } = attachment;
-        attach::detach(&mut self.netlink, ingress);
-        attach::detach(&mut self.netlink, egress);
-        let last = self.read_slot(slot);
-        self.leave(ifindex, slot, crowded);
+    /// Lets an attachment go: its counters, ingress then egress, and those of its published ports, as they
+    /// were at the end. None if the key is not attached.
+    pub fn detach(&mut self, key: InterfaceKey) -> Option<([Counters; 2], Vec<PortTraffic>)> {
+        let Attachment { place, slot, ingress, egress, ports } = self.attachments.remove(&key)?;
+        match place {
+            Place::Host { ifindex } => {
+                attach::detach(&mut self.netlink, ingress);
+                attach::detach(&mut self.netlink, egress);
+                self.directory.leave(ifindex);
+            }
+            // If there is no way in any more, the namespace is gone with all that was in it.
+            Place::Inside(entrance) => {
+                if let Ok(mut netlink) = entrance.connect() {
+                    attach::detach(&mut netlink, ingress);
+                    attach::detach(&mut netlink, egress);
+                }
+            }
+            Place::Cgroup => drop((ingress, egress)),
+        }
+        let last = (self.read_slot(slot), self.object.ports.read(slot, &ports));
+        self.object.ports.remove(slot, &ports);
+        self.clear(slot);
         Some(last)
     }
 
@@ -210,59 +245,55 @@ impl Observer {
         self.attachments.get(&key).map(|attachment| self.read_slot(attachment.slot))
     }
 
-    /// Counters of all attachments with their ifindexes. Memory reads only, no system call.
-    pub fn read_all(&self) -> impl Iterator<Item = (InterfaceKey, u32, [Counters; 2])> + '_ {
+    /// Counters of all attachments. Memory reads only, no system call.
+    pub fn read_all(&self) -> impl Iterator<Item = (InterfaceKey, [Counters; 2])> + '_ {
+        self.attachments.iter().map(|(key, attachment)| (*key, self.read_slot(attachment.slot)))
+    }
+
+    /// From now on counts these ports of the container behind a host's interface apart, and no others.
+    /// What was counted of those that stay goes on.
+    ///
+    /// # Errors
+    /// When there is no room for so many ports; those there was room for are counted.
+    pub fn publish(&mut self, key: InterfaceKey, ports: Vec<Port>) -> Result<(), aya::maps::MapError> {
+        let Some(attachment) = self.attachments.get_mut(&key) else { return Ok(()) };
+        let slot = attachment.slot;
+        let (old, added): (Vec<Port>, Vec<Port>) =
+            ports.iter().partition(|port| attachment.ports.contains(port));
+        let ended: Vec<Port> =
+            attachment.ports.iter().filter(|port| !ports.contains(port)).copied().collect();
+        self.object.ports.remove(slot, &ended);
+        attachment.ports = old;
+        let mut result = Ok(());
+        for port in added {
+            match self.object.ports.add(slot, port) {
+                Ok(()) => attachment.ports.push(port),
+                Err(error) => result = Err(error),
+            }
+        }
+        let any = u64::from(!attachment.ports.is_empty());
+        for cpu in 0..self.object.cpus {
+            for direction in 0..DIRECTIONS {
+                if let [published, ..] = self.block(cpu, slot, direction) {
+                    published.store(any, Ordering::Relaxed);
+                }
+            }
+        }
+        result
+    }
+
+    /// What passed published ports since they were, by attachment.
+    pub fn read_ports(&self) -> Vec<(InterfaceKey, Vec<PortTraffic>)> {
         self.attachments
             .iter()
-            .map(|(key, attachment)| (*key, attachment.ifindex, self.read_slot(attachment.slot)))
+            .filter(|(_, attachment)| !attachment.ports.is_empty())
+            .map(|(key, attachment)| (*key, self.object.ports.read(attachment.slot, &attachment.ports)))
+            .collect()
     }
 
-    fn attach_both(&mut self, ifindex: u32) -> Result<(Attached, Attached), AttachError> {
-        let ingress = self.attach_one(ifindex, true)?;
-        match self.attach_one(ifindex, false) {
-            Ok(egress) => Ok((ingress, egress)),
-            Err(error) => {
-                attach::detach(&mut self.netlink, ingress);
-                Err(error)
-            }
-        }
-    }
-
-    fn attach_one(&mut self, ifindex: u32, ingress: bool) -> Result<Attached, AttachError> {
-        let program = if ingress { self.ingress.as_fd() } else { self.egress.as_fd() };
-        let mode = match self.mode {
-            AttachMode::Auto if self.without_clsact.contains(&ifindex) => AttachMode::Tcx,
-            mode => mode,
-        };
-        attach::attach(&mut self.netlink, program, mode, ifindex, ingress).map_err(|source| {
-            if nix::net::if_::if_indextoname(ifindex).is_err() {
-                AttachError::Gone
-            } else {
-                AttachError::Attach { direction: if ingress { "ingress" } else { "egress" }, source }
-            }
-        })
-    }
-
-    /// Makes the programs find the slot by ifindex. True if it had to go into the hash.
-    fn enter(&mut self, ifindex: u32, slot: u32) -> Result<bool, aya::maps::MapError> {
-        let cell = cell_of(ifindex);
-        if self.cells.load(cell) == Some(0) {
-            self.cells.store(cell, iface_cell(ifindex, slot));
-            return Ok(false);
-        }
-        self.crowded.insert(ifindex, slot, 0).map(|()| true)
-    }
-
-    /// Undoes [`Self::enter`], then zeroes the slot for whoever has it next.
-    fn leave(&mut self, ifindex: u32, slot: u32, crowded: bool) {
-        if crowded {
-            if let Err(error) = self.crowded.remove(&ifindex) {
-                tracing::warn!(%error, ifindex, "remove from the directory of interfaces");
-            }
-        } else {
-            self.cells.store(cell_of(ifindex), 0);
-        }
-        for cpu in 0..self.cpus {
+    /// Zeroes a slot for whoever has it next.
+    fn clear(&mut self, slot: u32) {
+        for cpu in 0..self.object.cpus {
             for direction in [INGRESS, EGRESS] {
                 for word in self.block(cpu, slot, direction) {
                     word.store(0, Ordering::Relaxed);
@@ -273,14 +304,14 @@ impl Observer {
     }
 
     fn block(&self, cpu: u32, slot: u32, direction: u32) -> &[std::sync::atomic::AtomicU64] {
-        let index = counter_index(cpu, self.max_interfaces, slot, direction) as usize;
-        self.counters.words(index * Counters::WORDS, Counters::WORDS)
+        let index = counter_index(cpu, self.slots.capacity(), slot, direction) as usize;
+        self.object.counters.words(index * Counters::WORDS, Counters::WORDS)
     }
 
     fn read_slot(&self, slot: u32) -> [Counters; 2] {
         [INGRESS, EGRESS].map(|direction| {
             let mut sum = [0u64; Counters::WORDS];
-            for cpu in 0..self.cpus {
+            for cpu in 0..self.object.cpus {
                 for (sum, word) in sum.iter_mut().zip(self.block(cpu, slot, direction)) {
                     *sum += word.load(Ordering::Relaxed);
                 }
@@ -291,6 +322,26 @@ impl Observer {
     }
 }
 
+/// Attaches ingress, then egress; if the second cannot be, the first is taken back.
+fn both(
+    netlink: &mut Netlink,
+    mut attach: impl FnMut(&mut Netlink, bool) -> io::Result<Attached>,
+    detach: impl FnOnce(&mut Netlink, Attached),
+) -> Result<[Attached; 2], AttachError> {
+    let failed = |direction, source: io::Error| match source.raw_os_error() {
+        Some(libc::ENODEV) => AttachError::Gone,
+        _ => AttachError::Attach { direction, source },
+    };
+    let ingress = attach(netlink, true).map_err(|error| failed("ingress", error))?;
+    match attach(netlink, false) {
+        Ok(egress) => Ok([ingress, egress]),
+        Err(error) => {
+            detach(netlink, ingress);
+            Err(failed("egress", error))
+        }
+    }
+}
+
 impl Drop for Observer {
     fn drop(&mut self) {
         let keys: Vec<_> = self.attachments.keys().copied().collect();
@@ -298,19 +349,4 @@ impl Drop for Observer {
             self.detach(key);
         }
     }
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
-    let fail = |source| LoadError::Program { name, source };
-    let program: &mut SchedClassifier =
-        ebpf.program_mut(name).ok_or(LoadError::Missing(name))?.try_into().map_err(fail)?;
-    program.load().map_err(fail)?;
-    program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(fail)
-}
-
-fn map_array(ebpf: &Ebpf, name: &'static str, words: usize) -> Result<Mapping, LoadError> {
-    let Some(aya::maps::Map::Array(map)) = ebpf.map(name) else {
-        return Err(LoadError::Missing(name));
-    };
-    Mapping::new(map.fd().as_fd(), words).map_err(LoadError::Mapping)
 }

@@ -1,6 +1,4 @@
-//! Which block of counters belongs to which attachment, and how the programs find it by ifindex.
-
-use netobs_common::IFACE_CELLS;
+//! Which block of counters belongs to which attachment.
 
 /// Counter slots, lowest free first, so that the pages in use stay few.
 #[derive(Debug)]
@@ -11,6 +9,10 @@ pub struct Slots {
 impl Slots {
     pub fn new(capacity: u32) -> Self {
         Self { used: vec![false; capacity as usize] }
+    }
+
+    pub fn capacity(&self) -> u32 {
+        u32::try_from(self.used.len()).unwrap_or(u32::MAX)
     }
 
     /// None when all are in use.
@@ -27,11 +29,6 @@ impl Slots {
     }
 }
 
-/// Index of the directory cell for an ifindex.
-pub const fn cell_of(ifindex: u32) -> usize {
-    (ifindex & (IFACE_CELLS - 1)) as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,11 +39,6 @@ mod tests {
         assert_eq!((slots.take(), slots.take(), slots.take()), (Some(0), Some(1), None));
         slots.release(0);
         assert_eq!(slots.take(), Some(0));
-    }
-
-    #[test]
-    fn ifindexes_a_directory_apart_share_a_cell() {
-        assert_eq!(cell_of(7), cell_of(7 + IFACE_CELLS));
-        assert_ne!(cell_of(7), cell_of(8));
+        assert_eq!(slots.capacity(), 2);
     }
 }

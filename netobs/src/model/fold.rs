@@ -6,13 +6,14 @@ use std::{
 };
 
 use super::{
+    published::Surroundings,
     snapshot::{
-        AgentHealth, Baseline, Container, ContainerInterface, Drops, Interface, Network, Rates,
+        AgentHealth, Baseline, Container, ContainerInterface, Drops, Interface, Network, Published, Rates,
         SCHEMA_VERSION, Snapshot,
     },
-    state::{ContainerEntry, InterfaceEntry, Owner, Retired, State, is_live, shares_namespace},
+    state::{ContainerEntry, InterfaceEntry, Retired, State, is_live, shares_namespace},
     traffic::Traffic,
-    update::{InterfaceKind, NetworkInfo},
+    update::{InterfaceKind, Namespace, NetworkInfo, Owner, Place},
 };
 
 /// Digits of an ID that stand for a name where there is none, as `docker ps` has it.
@@ -48,7 +49,7 @@ impl State {
         let mut interfaces: Vec<Interface> = self
             .interfaces
             .values()
-            .filter(|entry| entry.ended.is_none())
+            .filter(|entry| entry.ended.is_none() && entry.info.place == Place::Host)
             .map(|entry| self.fold_interface(entry, &bridges))
             .collect();
         interfaces.sort_by(|a, b| (&a.name, a.ifindex).cmp(&(&b.name, b.ifindex)));
@@ -58,7 +59,7 @@ impl State {
             interval_seconds: self.interval.map(|interval| interval.as_secs_f64()),
             agent: AgentHealth {
                 attach_mode: self.attach_mode.clone(),
-                attached_interfaces: interfaces.len(),
+                attached_interfaces: self.interfaces.values().filter(|entry| entry.ended.is_none()).count(),
                 unattached: self.unattached.values().cloned().collect(),
                 attach_latency: self.attach_latency.clone(),
                 event_overruns: self.event_overruns,
@@ -95,19 +96,37 @@ impl State {
         let mut interfaces: BTreeMap<(String, Option<String>), ContainerInterface> =
             entry.retired.iter().map(|(key, retired)| (key.clone(), ended_interface(key, retired))).collect();
         for (live, owner) in owned {
-            let key = (owner.inner.name.clone(), live.network.clone());
+            let key = (owner.inner.name.clone(), live.network(&entry.info));
+            let side = live.of_container();
+            let before = match interfaces.get(&key) {
+                Some(earlier) => earlier.before.zip(side.before).map(|(before, more)| before + more),
+                None => side.before,
+            };
             let interface = interfaces.entry(key).or_default();
             interface.name = Some(owner.inner.name.clone());
-            interface.network.clone_from(&live.network);
-            interface.host_interface = Some(live.info.name.clone());
-            interface.host_ifindex = Some(live.info.ifindex);
-            interface.mac = Some(owner.inner.mac.clone());
+            interface.ifindex = Some(owner.inner.ifindex).filter(|ifindex| *ifindex != 0);
+            interface.observed = Some(live.info.place);
+            interface.kind = Some(live.info.kind);
+            interface.network = live.network(&entry.info);
+            if live.info.place == Place::Host {
+                interface.host_interface = Some(live.info.name.clone());
+                interface.host_ifindex = Some(live.info.ifindex);
+            }
+            interface.mac = some(&owner.inner.mac);
             interface.addresses.clone_from(&owner.inner.addresses);
-            interface.rx += &live.egress;
-            interface.tx += &live.ingress;
-            interface.before = interface.before + live.baseline.swapped();
-            interface.rates = live.rates.map(Rates::swapped);
-            interface.drops = sum_some(interface.drops, live.drops().map(Drops::swapped));
+            interface.rx += &side.rx;
+            interface.tx += &side.tx;
+            interface.before = before;
+            interface.rates = side.rates;
+            interface.drops = sum_some(interface.drops, side.drops);
+        }
+        for interface in interfaces.values_mut() {
+            let network = interface.network.as_deref();
+            interface.driver = self
+                .networks
+                .values()
+                .find(|known| known.engine == entry.info.engine && Some(known.name.as_str()) == network)
+                .map(|known| known.driver.clone());
         }
         let interfaces: Vec<ContainerInterface> = interfaces.into_values().collect();
         let info = &entry.info;
@@ -117,24 +136,25 @@ impl State {
             .chain(info.endpoints.iter().map(|endpoint| endpoint.network.clone()))
             .collect();
         let (mut rx, mut tx) = (Traffic::default(), Traffic::default());
-        let mut before = Baseline::default();
+        let mut before = Some(Baseline::default());
         let (mut rates, mut drops) = (None, None);
         for interface in &interfaces {
             rx += &interface.rx;
             tx += &interface.tx;
-            before = before + interface.before;
+            before = before.zip(interface.before).map(|(before, more)| before + more);
             rates = sum_some(rates, interface.rates);
             drops = sum_some(drops, interface.drops);
         }
-        let short: String = id.chars().take(SHORT_ID).collect();
         Container {
             id: id.to_owned(),
-            name: if info.name.is_empty() { short } else { info.name.clone() },
+            name: display_name(id, &info.name),
             image: some(&info.image),
             state: info.state,
             engine: info.engine.clone(),
             compose: info.compose.clone(),
             network_mode: some(&info.network_mode),
+            namespace: entry.namespace.as_ref().map(|namespace| format!("net:[{}]", namespace.identity.1)),
+            members: self.members(id, entry),
             unobserved: self.why_unobserved(entry, &interfaces),
             networks: networks.into_iter().collect(),
             endpoints: info.endpoints.clone(),
@@ -144,13 +164,51 @@ impl State {
             before,
             rates,
             drops,
+            published: self.fold_published(entry, owned),
         }
+    }
+
+    /// Names of those that are in its namespace too, without having made it.
+    fn members(&self, id: &str, entry: &ContainerEntry) -> Vec<String> {
+        let by_mode = format!("container:{id}");
+        let mut members: Vec<String> = self
+            .containers
+            .iter()
+            .filter(|(of, other)| {
+                *of != id
+                    && is_live(&other.info)
+                    && is_live(&entry.info)
+                    && other.info.network_mode == by_mode
+            })
+            .map(|(of, other)| display_name(of, &other.info.name))
+            .collect();
+        members.sort();
+        members
+    }
+
+    fn fold_published(&self, entry: &ContainerEntry, owned: &[(&InterfaceEntry, &Owner)]) -> Vec<Published> {
+        if entry.info.published.is_empty() {
+            return Vec::new();
+        }
+        let mut totals = entry.retired_ports.clone();
+        for (live, _) in owned {
+            totals.add(&live.ports);
+        }
+        let is_on = |network: &&NetworkInfo| {
+            entry.info.endpoints.iter().any(|endpoint| endpoint.network_id == network.id)
+        };
+        let surroundings = Surroundings {
+            host_addresses: &self.host_addresses,
+            proxies: &self.proxies,
+            subnets: self.networks.values().filter(is_on).flat_map(|network| &network.subnets).collect(),
+        };
+        totals.fold(&entry.info, &surroundings)
     }
 
     fn why_unobserved(&self, entry: &ContainerEntry, interfaces: &[ContainerInterface]) -> Option<String> {
         let info = &entry.info;
-        if info.network_mode == "host" || entry.namespace.as_ref().is_some_and(|namespace| namespace.host) {
-            return Some("shares the host's network: not counted apart from it".to_owned());
+        if !interfaces.is_empty() {
+            return None;
         }
         if info.network_mode == "none" {
             return Some("isolated: no network".to_owned());
@@ -159,7 +217,18 @@ impl State {
             let name = self.containers.get(owner).map_or(owner, |owner| owner.info.name.as_str());
             return Some(format!("counted with container {name}, whose network it shares"));
         }
-        (interfaces.is_empty() && is_live(info)).then(|| "no veth of it was found on this host".to_owned())
+        // What was tried in vain says why.
+        let of_it = format!("{}/", entry.info.id);
+        if let Some((_, (_, why))) = self.unattached.iter().find(|(what, _)| what.starts_with(&of_it)) {
+            return Some(why.clone());
+        }
+        is_live(info).then(|| match &entry.namespace {
+            Some(namespace) if namespace.host => {
+                "shares the host's network; not yet counted by its cgroup".to_owned()
+            }
+            Some(Namespace { unseen: Some(why), .. }) => why.clone(),
+            _ => "no interface of it was found".to_owned(),
+        })
     }
 
     fn fold_network(&self, network: &NetworkInfo, containers: &[Container]) -> Network {
@@ -176,20 +245,23 @@ impl State {
             bridge: network.bridge.clone(),
             internal: network.internal,
             subnets: network.subnets.clone(),
+            options: network.options.clone(),
             rx: bridge.map(|bridge| bridge.ingress).unwrap_or_default(),
             tx: bridge.map(|bridge| bridge.egress).unwrap_or_default(),
             rates: bridge.and_then(|bridge| bridge.rates),
             ..Network::default()
         };
         for container in containers.iter().filter(|container| container.engine == network.engine) {
-            let mut member = container.networks.contains(&network.name)
-                && container.interfaces.iter().any(|interface| interface.host_interface.is_some());
+            let connected =
+                |interface: &ContainerInterface| interface.rates.is_some() || interface.ifindex.is_some();
+            let mut member =
+                container.networks.contains(&network.name) && container.interfaces.iter().any(connected);
             for interface in &container.interfaces {
                 if interface.network.as_deref() == Some(network.name.as_str()) {
                     folded.containers_rx += &interface.rx;
                     folded.containers_tx += &interface.tx;
                     folded.containers_rates = sum_some(folded.containers_rates, interface.rates);
-                    member |= interface.host_interface.is_some();
+                    member |= connected(interface);
                 }
             }
             let shares = self.containers.get(&container.id).is_some_and(|e| shares_namespace(&e.info));
@@ -212,16 +284,12 @@ impl State {
             network: entry.network.clone(),
             container: owner.and_then(|owner| {
                 let info = &self.containers.get(&owner.container)?.info;
-                Some(if info.name.is_empty() {
-                    info.id.chars().take(SHORT_ID).collect()
-                } else {
-                    info.name.clone()
-                })
+                Some(display_name(&info.id, &info.name))
             }),
             container_id: owner.map(|owner| owner.container.clone()),
             rx: entry.ingress,
             tx: entry.egress,
-            baseline: entry.baseline,
+            baseline: entry.baseline.unwrap_or_default(),
             drops: entry.drops(),
         }
     }
@@ -230,15 +298,22 @@ impl State {
 fn ended_interface((name, network): &(String, Option<String>), retired: &Retired) -> ContainerInterface {
     ContainerInterface {
         name: Some(name.clone()),
+        observed: retired.place,
+        kind: retired.kind,
         network: network.clone(),
-        mac: retired.mac.clone(),
-        addresses: retired.addresses.clone(),
+        mac: some(&retired.inner.mac),
+        addresses: retired.inner.addresses.clone(),
         rx: retired.rx,
         tx: retired.tx,
         before: retired.before,
         drops: retired.drops,
         ..ContainerInterface::default()
     }
+}
+
+/// The name, or the short ID where there is none.
+fn display_name(id: &str, name: &str) -> String {
+    if name.is_empty() { id.chars().take(SHORT_ID).collect() } else { name.to_owned() }
 }
 
 fn some(text: &str) -> Option<String> {
@@ -294,7 +369,7 @@ impl std::ops::Add for Drops {
 
 /// The other end's view: what one end sends, the other receives.
 impl Rates {
-    fn swapped(self) -> Self {
+    pub(super) fn swapped(self) -> Self {
         Self {
             rx_packets_per_second: self.tx_packets_per_second,
             rx_bits_per_second: self.tx_bits_per_second,

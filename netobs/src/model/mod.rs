@@ -3,6 +3,7 @@
 //! Pure: no aya, tokio, terminal, filesystem or clock. Time comes in as a parameter.
 
 mod fold;
+pub mod published;
 pub mod snapshot;
 pub mod state;
 #[cfg(test)]
@@ -12,11 +13,12 @@ pub mod update;
 
 pub use snapshot::{
     AgentHealth, Baseline, Compose, Container, Drops, Endpoint, EngineStatus, Interface, Latency, Network,
-    Rates, Snapshot, Subnet,
+    Published, Rates, Snapshot, Subnet, Via,
 };
 pub use state::State;
 pub use traffic::{Count, Traffic};
 pub use update::{
-    ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
-    Namespace, NetworkInfo, Sample, Update,
+    ClientTraffic, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind,
+    KernelStats, Namespace, NetworkInfo, Owner, Place, PortTraffic, Protocol, Proxy, PublishedPort, Sample,
+    Update,
 };

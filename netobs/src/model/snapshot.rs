@@ -3,6 +3,7 @@
 //! Its JSON form is documented in `docs/snapshot.schema.json`.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -11,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     traffic::Traffic,
-    update::{ContainerState, InterfaceKind},
+    update::{ContainerState, InterfaceKind, Place, Protocol},
 };
 
 /// Version of the JSON form: raised when a field is removed or changes its meaning.
@@ -49,7 +50,11 @@ pub struct Container {
     pub compose: Option<Compose>,
     /// `bridge`, `host`, `none`, `container:ID`, a network's name; none: not known.
     pub network_mode: Option<String>,
-    /// Why there are no counts, where there cannot be any: host networking, isolated, shared.
+    /// Its network namespace, as `readlink /proc/PID/ns/net` shows it: the same for all that share it.
+    pub namespace: Option<String>,
+    /// Names of the containers that use its network (`container:NAME`), sorted.
+    pub members: Vec<String>,
+    /// Why there are no counts, where there cannot be any: isolated, shared, no way to observe.
     pub unobserved: Option<String>,
     /// Names of its networks, sorted; what it is connected to now, or was when it ended.
     pub networks: Vec<String>,
@@ -59,19 +64,105 @@ pub struct Container {
     /// Observed, over all its interfaces, those that are gone included.
     pub rx: Traffic,
     pub tx: Traffic,
-    /// What its interfaces had passed before netobs attached; all told is this and `rx`, `tx`.
-    pub before: Baseline,
+    /// What its interfaces had passed before netobs attached; all told is this and `rx`, `tx`. None: not
+    /// known.
+    pub before: Option<Baseline>,
     /// None before two samples, and for what has ended.
     pub rates: Option<Rates>,
     pub drops: Option<Drops>,
+    /// Ports that are reached through the host.
+    pub published: Vec<Published>,
+}
+
+/// A port of a container that is reached through the host, and what passed it since netobs knew of it.
+/// The container's side: `rx` is what it received. Frames as the stack counts them; later fragments,
+/// which have no ports, and packets with a VLAN tag are not in it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Published {
+    pub protocol: Protocol,
+    pub container_port: u16,
+    /// Where it is reached on the host.
+    pub bindings: Vec<Binding>,
+    /// None where it is not counted: the container has no veth on the host, or the protocol is SCTP.
+    pub traffic: Option<PublishedTraffic>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Binding {
+    pub address: Option<IpAddr>,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PublishedTraffic {
+    /// What came each way; a packet is in exactly one of these.
+    pub via: BTreeMap<Via, PortCount>,
+    /// Those with the most bytes first, at most [`SHOWN_CLIENTS`].
+    pub clients: Vec<Client>,
+}
+
+/// Clients of one port that a snapshot lists.
+pub const SHOWN_CLIENTS: usize = 100;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Client {
+    pub address: IpAddr,
+    pub via: Via,
+    #[serde(flatten)]
+    pub count: PortCount,
+}
+
+/// How a packet got to a published port, by the address that the container sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// By address translation: the real client.
+    Client,
+    /// The engine's proxy process: the container sees the network's gateway, the client is not known.
+    /// (What else on the host connects to the container's own address looks the same.)
+    DockerProxy,
+    /// The host itself.
+    Host,
+    /// A container on the same network, to the container's own address: not through the host's port.
+    Network,
+    /// Clients that there was no room for: known is how much, not from where.
+    Unknown,
+}
+
+impl Via {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::DockerProxy => "docker-proxy",
+            Self::Host => "host",
+            Self::Network => "network",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PortCount {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
 }
 
 /// One interface as the container sees it, over its whole life (restarts included).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ContainerInterface {
-    /// Inside the container, like `eth0`; none where it could not be learned in time.
+    /// Inside the container, like `eth0`; none where it could not be learned in time. `cgroup` where it is
+    /// the container's sockets in the host's namespace.
     pub name: Option<String>,
+    /// As numbered inside; none for a cgroup, and when gone.
+    pub ifindex: Option<u32>,
+    /// From where it is, or was last, observed.
+    pub observed: Option<Place>,
+    pub kind: Option<InterfaceKind>,
     pub network: Option<String>,
+    /// The network's.
+    pub driver: Option<String>,
     /// The veth on the host now; none when gone.
     pub host_interface: Option<String>,
     pub host_ifindex: Option<u32>,
@@ -79,8 +170,8 @@ pub struct ContainerInterface {
     pub addresses: Vec<IpAddr>,
     pub rx: Traffic,
     pub tx: Traffic,
-    /// What passed before netobs attached.
-    pub before: Baseline,
+    /// What passed before netobs attached; none: not known.
+    pub before: Option<Baseline>,
     pub rates: Option<Rates>,
     pub drops: Option<Drops>,
 }
@@ -95,6 +186,8 @@ pub struct Network {
     pub bridge: Option<String>,
     pub internal: bool,
     pub subnets: Vec<Subnet>,
+    /// The driver's, as given when the network was made.
+    pub options: BTreeMap<String, String>,
     /// Names of the containers on it, sorted.
     pub containers: Vec<String>,
     /// The bridge device's own traffic: what passes between the host and the network. Frames from one
@@ -193,8 +286,9 @@ pub struct EngineStatus {
 pub struct AgentHealth {
     /// As asked for: `auto`, `tcx` or `clsact`.
     pub attach_mode: String,
+    /// Those of the host, those inside containers, and cgroups.
     pub attached_interfaces: usize,
-    /// Interfaces that should be observed and are not: name and reason.
+    /// What should be observed and is not: name and reason.
     pub unattached: Vec<(String, String)>,
     /// Veths with a process behind them that belongs to no known container.
     pub unattributed_interfaces: usize,

@@ -12,11 +12,12 @@ use std::{
 use netobs_common::Counters;
 
 use super::{
-    snapshot::{Baseline, Drops, EngineStatus, Latency, Rates},
+    published::PortTotals,
+    snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
     traffic::Traffic,
     update::{
         ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
-        Namespace, NetworkInfo, Sample, Update,
+        Namespace, NetworkInfo, Owner, Place, PortTraffic, Proxy, PublishedPort, Sample, Update,
     },
 };
 
@@ -37,8 +38,12 @@ pub struct State {
     pub(super) engines: BTreeMap<String, EngineStatus>,
     /// Engines that have told all their containers since they were connected.
     listed: BTreeSet<String>,
-    /// By ifindex: name and reason.
-    pub(super) unattached: BTreeMap<u32, (String, String)>,
+    /// By what it is: name and reason.
+    pub(super) unattached: BTreeMap<String, (String, String)>,
+    /// Namespaces that interfaces of the host were moved into, since they were last looked into.
+    moved_into: BTreeSet<i32>,
+    pub(super) host_addresses: BTreeSet<IpAddr>,
+    pub(super) proxies: BTreeSet<Proxy>,
     pub(super) degraded: BTreeMap<&'static str, String>,
     pub(super) attach_latency: Latency,
     pub(super) event_overruns: u64,
@@ -49,7 +54,8 @@ pub struct State {
 #[derive(Debug)]
 pub(super) struct InterfaceEntry {
     pub info: InterfaceInfo,
-    pub baseline: Baseline,
+    /// None where the kernel keeps no counters.
+    pub baseline: Option<Baseline>,
     /// At attach; what came after is netobs's to explain.
     pub kernel_start: KernelStats,
     pub kernel: Option<KernelStats>,
@@ -61,13 +67,8 @@ pub(super) struct InterfaceEntry {
     /// Last network that it was seen on: a veth loses its bridge a moment before it goes.
     pub network: Option<String>,
     pub ended: Option<Instant>,
-}
-
-/// The container behind a veth, and the end that it has.
-#[derive(Clone, Debug)]
-pub(super) struct Owner {
-    pub container: String,
-    pub inner: InnerLink,
+    /// What passed published ports of the container behind it.
+    pub ports: Vec<PortTraffic>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +77,8 @@ pub(super) struct ContainerEntry {
     pub namespace: Option<Namespace>,
     /// What interfaces that are gone have counted, by name inside and network.
     pub retired: BTreeMap<(String, Option<String>), Retired>,
+    /// What passed its published ports by interfaces that are gone.
+    pub retired_ports: PortTotals,
     /// It was seen alive by this run; one that had exited before is not shown.
     pub lived: bool,
     pub ended: Option<Instant>,
@@ -86,10 +89,12 @@ pub(super) struct ContainerEntry {
 pub(super) struct Retired {
     pub rx: Traffic,
     pub tx: Traffic,
-    pub before: Baseline,
+    /// None: not known.
+    pub before: Option<Baseline>,
     pub drops: Option<Drops>,
-    pub mac: Option<String>,
-    pub addresses: Vec<IpAddr>,
+    pub inner: InnerLink,
+    pub kind: Option<InterfaceKind>,
+    pub place: Option<Place>,
 }
 
 impl State {
@@ -104,6 +109,9 @@ impl State {
             engines: BTreeMap::new(),
             listed: BTreeSet::new(),
             unattached: BTreeMap::new(),
+            moved_into: BTreeSet::new(),
+            host_addresses: BTreeSet::new(),
+            proxies: BTreeSet::new(),
             degraded: BTreeMap::new(),
             attach_latency: Latency::default(),
             event_overruns: 0,
@@ -114,14 +122,17 @@ impl State {
 
     pub fn apply(&mut self, update: Update, now: Instant) {
         match update {
-            Update::Attached { interface, baseline, kernel, latency } => {
-                self.unattached.remove(&interface.ifindex);
-                self.attach_latency.observe(latency);
-                self.interfaces.insert(interface.key, InterfaceEntry::new(interface, baseline, kernel));
+            Update::Attached { interface, owner, baseline, kernel, latency } => {
+                if let Some(latency) = latency {
+                    self.attach_latency.observe(latency);
+                }
+                let mut entry = InterfaceEntry::new(interface, baseline, kernel);
+                entry.owner = owner;
+                self.interfaces.insert(entry.info.key, entry);
                 self.refresh_networks();
             }
-            Update::Vanished { ifindex } => {
-                self.unattached.remove(&ifindex);
+            Update::Vanished { what } => {
+                self.unattached.remove(&what);
             }
             Update::Changed(info) => {
                 if let Some(entry) = self.interfaces.get_mut(&info.key) {
@@ -129,9 +140,12 @@ impl State {
                 }
                 self.refresh_networks();
             }
-            Update::Detached(sample) => self.detached(&sample, now),
-            Update::AttachFailed { name, ifindex, reason } => {
-                self.unattached.insert(ifindex, (name, reason));
+            Update::Detached(sample, ports) => self.detached(&sample, ports, now),
+            Update::AttachFailed { what, name, reason } => {
+                self.unattached.insert(what, (name, reason));
+            }
+            Update::MovedInto { nsid } => {
+                self.moved_into.insert(nsid);
             }
             Update::Samples(samples) => {
                 for sample in &samples {
@@ -140,6 +154,17 @@ impl State {
                     }
                 }
                 self.interval = self.last_sample.replace(now).map(|last| now.duration_since(last));
+            }
+            Update::Published(all) => {
+                for (key, ports) in all {
+                    if let Some(entry) = self.interfaces.get_mut(&key) {
+                        entry.ports = ports;
+                    }
+                }
+            }
+            Update::Host { addresses, proxies } => {
+                self.host_addresses = addresses;
+                self.proxies = proxies;
             }
             Update::Engine(status) => {
                 self.engines.insert(status.name.clone(), status);
@@ -190,6 +215,11 @@ impl State {
             .collect()
     }
 
+    /// Namespaces that interfaces were moved into since the last call.
+    pub fn take_moved_into(&mut self) -> BTreeSet<i32> {
+        std::mem::take(&mut self.moved_into)
+    }
+
     /// First processes of the containers that run, with their IDs. Members of another container's
     /// namespace are not among them: interfaces belong to the namespace's owner.
     pub fn processes(&self) -> Vec<(String, u32)> {
@@ -197,6 +227,29 @@ impl State {
             .iter()
             .filter(|(_, entry)| !shares_namespace(&entry.info))
             .filter_map(|(id, entry)| Some((id.clone(), entry.info.pid?)))
+            .collect()
+    }
+
+    /// Containers that run and whose namespace is known, with their process: what may have to be observed
+    /// inside or by cgroup.
+    pub fn looked_into(&self) -> impl Iterator<Item = (&ContainerInfo, u32, &Namespace)> {
+        self.containers.values().filter_map(|entry| {
+            let namespace = entry.namespace.as_ref()?;
+            (is_live(&entry.info) && (namespace.host || !shares_namespace(&entry.info))).then_some(())?;
+            Some((&entry.info, entry.info.pid?, namespace))
+        })
+    }
+
+    /// Published ports of the containers behind the host's interfaces, by attachment.
+    pub fn published(&self) -> BTreeMap<InterfaceKey, &[PublishedPort]> {
+        self.interfaces
+            .iter()
+            .filter(|(_, entry)| entry.info.place == Place::Host && entry.ended.is_none())
+            .filter_map(|(key, entry)| {
+                let container = self.containers.get(&entry.owner.as_ref()?.container)?;
+                Some((*key, container.info.published.as_slice()))
+            })
+            .filter(|(_, ports)| !ports.is_empty())
             .collect()
     }
 
@@ -209,9 +262,33 @@ impl State {
             .collect()
     }
 
-    /// Whether a container's namespace has not been looked at since its process started.
-    pub fn wants_namespace(&self, id: &str) -> bool {
-        self.containers.get(id).is_some_and(|entry| entry.namespace.is_none() && entry.info.pid.is_some())
+    /// Containers whose namespace has not been looked at since their process started, or since they were
+    /// connected with another network; with their process.
+    pub fn wanting_namespace(&self) -> Vec<(String, u32)> {
+        self.containers
+            .iter()
+            .filter(|(_, entry)| entry.namespace.is_none())
+            .filter_map(|(id, entry)| Some((id.clone(), entry.info.pid?)))
+            .collect()
+    }
+
+    /// Whether a container runs whose namespace is about to be looked at again.
+    pub fn is_to_be_looked_into(&self, id: &str) -> bool {
+        self.containers.get(id).is_some_and(|entry| {
+            entry.namespace.is_none() && entry.info.pid.is_some() && is_live(&entry.info)
+        })
+    }
+
+    /// Whether any interface of a container was without an address when it was looked at.
+    pub fn lacks_addresses(&self, id: &str) -> bool {
+        let namespace = self.containers.get(id).and_then(|entry| entry.namespace.as_ref());
+        namespace.is_some_and(|namespace| namespace.links.iter().any(|link| link.addresses.is_empty()))
+    }
+
+    /// The ifindex of an attachment to an interface of the host.
+    pub fn ifindex_on_host(&self, key: InterfaceKey) -> Option<u32> {
+        let info = &self.interfaces.get(&key)?.info;
+        (info.place == Place::Host).then_some(info.ifindex)
     }
 
     /// Whether each of these engines has told its containers, or why it cannot.
@@ -221,13 +298,19 @@ impl State {
         })
     }
 
+    /// Whether any engine is connected at the moment.
+    pub fn any_engine(&self) -> bool {
+        self.engines.values().any(|status| status.connected)
+    }
+
     pub fn knows_container(&self, id: &str) -> bool {
         self.containers.contains_key(id)
     }
 
-    fn detached(&mut self, sample: &Sample, now: Instant) {
+    fn detached(&mut self, sample: &Sample, ports: Vec<PortTraffic>, now: Instant) {
         let Some(mut entry) = self.interfaces.remove(&sample.key) else { return };
         entry.sample(sample, now);
+        entry.ports = ports;
         entry.rates = None;
         entry.ended = Some(now);
         if let Some(owner) = &entry.owner
@@ -269,7 +352,8 @@ impl State {
             }
         }
         let entry = self.containers.entry(info.id.clone()).or_default();
-        if entry.info.pid != info.pid {
+        // Another process, or networks connected or disconnected: what is inside may be new.
+        if entry.info.pid != info.pid || places(&entry.info) != places(&info) {
             entry.namespace = None;
         }
         if is_live(&info) {
@@ -279,11 +363,15 @@ impl State {
             entry.ended = Some(now);
         }
         // What an engine says after the end has no endpoints any more; what it was on is still of use.
-        let endpoints = std::mem::take(&mut entry.info.endpoints);
+        let (endpoints, published) =
+            (std::mem::take(&mut entry.info.endpoints), std::mem::take(&mut entry.info.published));
         entry.info = info;
         if !is_live(&entry.info) && entry.info.endpoints.iter().all(|endpoint| endpoint.addresses.is_empty())
         {
             entry.info.endpoints = endpoints;
+            if entry.info.published.is_empty() {
+                entry.info.published = published;
+            }
         }
     }
 
@@ -295,6 +383,16 @@ impl State {
         }
         container.lived = true;
         for entry in self.interfaces.values_mut().filter(|entry| entry.ended.is_none()) {
+            if entry.info.place != Place::Host {
+                // It may have been given its name and addresses meanwhile.
+                if let Some(owner) = entry.owner.as_mut().filter(|owner| owner.container == id)
+                    && let Some(inner) =
+                        namespace.links.iter().find(|link| link.ifindex == owner.inner.ifindex)
+                {
+                    owner.inner = inner.clone();
+                }
+                continue;
+            }
             if entry.info.peer_nsid.is_none() || entry.info.peer_nsid != namespace.nsid {
                 continue;
             }
@@ -322,8 +420,9 @@ impl State {
             .collect();
         for entry in self.interfaces.values_mut().filter(|entry| entry.ended.is_none()) {
             let bridge = match entry.info.kind {
+                _ if entry.info.place != Place::Host => None,
                 InterfaceKind::Bridge => Some(&entry.info.name),
-                InterfaceKind::Veth => entry.info.master.and_then(|master| bridges.get(&master)),
+                _ => entry.info.master.and_then(|master| bridges.get(&master)),
             };
             if let Some(bridge) = bridge {
                 let name = names.get(bridge.as_str()).copied().unwrap_or(bridge);
@@ -342,8 +441,25 @@ pub(super) fn shares_namespace(info: &ContainerInfo) -> bool {
     info.network_mode.starts_with("container:")
 }
 
+/// Where an engine says that a container is connected.
+fn places(info: &ContainerInfo) -> Vec<(&str, &[IpAddr])> {
+    info.endpoints
+        .iter()
+        .map(|endpoint| (endpoint.network_id.as_str(), endpoint.addresses.as_slice()))
+        .collect()
+}
+
+/// The network that an interface inside a container is on, by its address there.
+fn network_of<'a>(inner: &InnerLink, endpoints: &'a [Endpoint]) -> Option<&'a str> {
+    let shares_address =
+        |endpoint: &&Endpoint| endpoint.addresses.iter().any(|address| inner.addresses.contains(address));
+    let same_mac = |endpoint: &&Endpoint| endpoint.mac.as_ref().is_some_and(|mac| *mac == inner.mac);
+    let found = endpoints.iter().find(shares_address).or_else(|| endpoints.iter().find(same_mac))?;
+    Some(found.network.as_str())
+}
+
 impl InterfaceEntry {
-    fn new(info: InterfaceInfo, baseline: Baseline, kernel: KernelStats) -> Self {
+    fn new(info: InterfaceInfo, baseline: Option<Baseline>, kernel: KernelStats) -> Self {
         Self {
             info,
             baseline,
@@ -356,6 +472,30 @@ impl InterfaceEntry {
             owner: None,
             network: None,
             ended: None,
+            ports: Vec::new(),
+        }
+    }
+
+    /// What the container behind it has received and sent: the other end's view of a host's interface.
+    pub fn of_container(&self) -> Side {
+        let side = Side {
+            rx: self.ingress,
+            tx: self.egress,
+            before: self.baseline,
+            rates: self.rates,
+            drops: self.drops(),
+        };
+        if self.info.place == Place::Host { side.swapped() } else { side }
+    }
+
+    /// The network, where it is known: of a host's interface by its bridge, else by the address inside.
+    pub fn network(&self, container: &ContainerInfo) -> Option<String> {
+        match (&self.owner, self.info.place) {
+            (_, Place::Cgroup) => Some("host".to_owned()),
+            (Some(owner), _) if self.network.is_none() => {
+                network_of(&owner.inner, &container.endpoints).map(str::to_owned)
+            }
+            _ => self.network.clone(),
         }
     }
 
@@ -383,6 +523,7 @@ impl InterfaceEntry {
     /// Since attach, in the interface's own directions.
     pub fn drops(&self) -> Option<Drops> {
         let (kernel, start) = (self.kernel?, self.kernel_start);
+        self.baseline?;
         Some(Drops {
             rx_dropped: kernel.rx_dropped.saturating_sub(start.rx_dropped),
             tx_dropped: kernel.tx_dropped.saturating_sub(start.tx_dropped),
@@ -405,15 +546,45 @@ impl ContainerEntry {
 
     /// Takes over the totals of an interface of it that is gone.
     fn retire(&mut self, entry: &InterfaceEntry, owner: &Owner) {
-        let key = (owner.inner.name.clone(), entry.network.clone());
+        let key = (owner.inner.name.clone(), entry.network(&self.info));
+        let is_new = !self.retired.contains_key(&key);
         let retired = self.retired.entry(key).or_default();
-        retired.rx += &entry.egress;
-        retired.tx += &entry.ingress;
-        retired.before = retired.before + entry.baseline.swapped();
-        if let Some(drops) = entry.drops() {
-            retired.drops = Some(retired.drops.unwrap_or_default() + drops.swapped());
+        let side = entry.of_container();
+        retired.rx += &side.rx;
+        retired.tx += &side.tx;
+        retired.before = if is_new {
+            side.before
+        } else {
+            retired.before.zip(side.before).map(|(before, more)| before + more)
+        };
+        if let Some(drops) = side.drops {
+            retired.drops = Some(retired.drops.unwrap_or_default() + drops);
         }
-        retired.mac = Some(owner.inner.mac.clone());
-        retired.addresses.clone_from(&owner.inner.addresses);
+        retired.inner = owner.inner.clone();
+        retired.kind = Some(entry.info.kind);
+        retired.place = Some(entry.info.place);
+        self.retired_ports.add(&entry.ports);
+    }
+}
+
+/// One interface's figures, from one side.
+pub(super) struct Side {
+    pub rx: Traffic,
+    pub tx: Traffic,
+    pub before: Option<Baseline>,
+    pub rates: Option<Rates>,
+    pub drops: Option<Drops>,
+}
+
+impl Side {
+    /// The other end's: what one end sends, the other receives.
+    fn swapped(self) -> Self {
+        Self {
+            rx: self.tx,
+            tx: self.rx,
+            before: self.before.map(Baseline::swapped),
+            rates: self.rates.map(Rates::swapped),
+            drops: self.drops.map(Drops::swapped),
+        }
     }
 }

@@ -6,7 +6,7 @@ use netobs_common::{Count, Counters, class, l4};
 
 use super::{
     Baseline, Container, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey,
-    InterfaceKind, KernelStats, Namespace, NetworkInfo, Sample, Snapshot, State, Update, state::PROC,
+    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update, state::PROC,
 };
 
 const GRACE: Duration = Duration::from_secs(300);
@@ -62,6 +62,7 @@ impl Model {
             ifindex,
             name: name.to_owned(),
             kind,
+            place: Place::Host,
             master: (kind == InterfaceKind::Veth).then_some(3),
             peer_ifindex: peer,
             peer_nsid: peer.map(|_| 0),
@@ -69,9 +70,10 @@ impl Model {
         let baseline = Baseline { rx_packets: 7, ..Baseline::default() };
         self.apply(Update::Attached {
             interface,
-            baseline,
+            owner: None,
+            baseline: Some(baseline),
             kernel: KernelStats::default(),
-            latency: Duration::from_micros(150),
+            latency: Some(Duration::from_micros(150)),
         })
     }
 }
@@ -107,9 +109,8 @@ fn running(name: &str, pid: u32) -> ContainerInfo {
 }
 
 fn namespace(info: &ContainerInfo, peer: u32) -> Update {
-    let link =
-        InnerLink { ifindex: peer, name: "eth0".to_owned(), mac: String::new(), addresses: Vec::new() };
-    let namespace = Namespace { identity: (4, 1), nsid: Some(0), host: false, links: vec![link] };
+    let link = InnerLink { ifindex: peer, name: "eth0".to_owned(), ..InnerLink::default() };
+    let namespace = Namespace { identity: (4, 1), nsid: Some(0), links: vec![link], ..Namespace::default() };
     Update::Namespace { id: info.id.clone(), namespace }
 }
 
@@ -132,7 +133,8 @@ fn a_container_receives_what_the_hosts_end_sends() {
     model.apply(Update::Samples(vec![sample(VETH, 3, 5)]));
     let web = model.container("web").expect("web");
     assert_eq!((web.rx.packets, web.tx.packets), (5, 3));
-    assert_eq!((web.before.rx_packets, web.before.tx_packets), (0, 7));
+    let before = web.before.expect("known");
+    assert_eq!((before.rx_packets, before.tx_packets), (0, 7));
     assert_eq!(web.drops.map(|drops| (drops.rx_dropped, drops.tx_dropped)), Some((2, 0)));
     assert_eq!(web.networks, ["bridge"]);
     assert_eq!(web.interfaces[0].host_interface.as_deref(), Some("veth10"));
@@ -170,7 +172,7 @@ fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
     let mut model = world();
     let info = running("web", 1);
     model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
     // Another namespace, with the same number, another veth and process.
     let again = running("web", 2);
     model
@@ -180,7 +182,7 @@ fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
     model.apply(Update::Samples(vec![sample(InterfaceKey(3), 1, 1)]));
     let web = model.container("web").expect("web");
     assert_eq!((web.rx.packets, web.tx.packets, web.interfaces.len()), (6, 4, 1));
-    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2))));
+    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2)), Vec::new()));
     model.apply(Update::Removed { id: info.id });
     model.later(GRACE.as_secs() - 1);
     let web = model.container("web").expect("still within its grace period");
@@ -194,7 +196,7 @@ fn a_stopped_container_is_hidden_and_not_forgotten() {
     let mut model = world();
     let info = running("web", 1);
     model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
     model.apply(Update::Container(ContainerInfo {
         state: ContainerState::Exited,
         pid: None,
@@ -261,12 +263,12 @@ fn an_engines_list_is_complete_and_proc_knows_less() {
 #[test]
 fn what_is_not_attached_is_said_until_it_is() {
     let mut model = Model::new();
-    let failed = || Update::AttachFailed { name: "veth9".to_owned(), ifindex: 9, reason: "full".to_owned() };
+    let failed =
+        || Update::AttachFailed { what: "9".to_owned(), name: "veth9".to_owned(), reason: "full".to_owned() };
+    let vanished = || Update::Vanished { what: "9".to_owned() };
     model.apply(failed());
     assert_eq!(model.snapshot().agent.unattached, [("veth9".to_owned(), "full".to_owned())]);
-    model.with_veth(VETH, 9, 8);
-    assert!(model.snapshot().agent.unattached.is_empty());
-    model.apply(failed()).apply(Update::Vanished { ifindex: 9 });
+    model.apply(vanished());
     assert!(model.snapshot().agent.unattached.is_empty());
     model.apply(Update::Degraded { feature: "processes", why: "no /proc".to_owned() });
     assert_eq!(model.snapshot().agent.degraded.len(), 1);
@@ -278,7 +280,7 @@ fn what_is_not_attached_is_said_until_it_is() {
 #[test]
 fn interfaces_of_unknown_containers_end_with_the_grace_period_too() {
     let mut model = world();
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
     assert_eq!(model.snapshot().interfaces.len(), 1, "the bridge");
     assert_eq!(model.state.interfaces.len(), 2);
     model.later(GRACE.as_secs());

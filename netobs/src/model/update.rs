@@ -1,8 +1,13 @@
 //! What changes the state: each thing that the kernel, netlink, `/proc` or an engine has told.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    time::Duration,
+};
 
-use netobs_common::Counters;
+use netobs_common::{Counters, PortCounters};
 use serde::Serialize;
 
 use super::snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet};
@@ -14,10 +19,44 @@ pub struct InterfaceKey(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InterfaceKind {
-    /// The host's end of a pair; what it receives, the container has sent.
+    /// One end of a pair. On the host: what it receives, the container has sent.
     Veth,
     /// A bridge device: what the host itself exchanges with the network behind it.
     Bridge,
+    Macvlan,
+    Ipvlan,
+    /// A VLAN of another interface.
+    Vlan,
+    /// A device without a software kind that was moved into the container: a card, a virtual function.
+    Device,
+    /// No interface: the sockets of a container in the host's namespace.
+    Cgroup,
+}
+
+impl InterfaceKind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::Bridge => "bridge",
+            Self::Macvlan => "macvlan",
+            Self::Ipvlan => "ipvlan",
+            Self::Vlan => "vlan",
+            Self::Device => "device",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
+/// From where something is observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// At an interface of the host's namespace: a container's traffic is seen from the other end.
+    Host,
+    /// At the container's own interface, in its namespace.
+    Inside,
+    /// At the sockets of its cgroup: packets from the IP header on.
+    Cgroup,
 }
 
 /// An attached interface, as netlink describes it.
@@ -27,12 +66,23 @@ pub struct InterfaceInfo {
     pub ifindex: u32,
     pub name: String,
     pub kind: InterfaceKind,
+    pub place: Place,
     /// ifindex of the bridge that it is a port of.
     pub master: Option<u32>,
     /// The other end of a veth pair: its ifindex in its own namespace.
     pub peer_ifindex: Option<u32>,
     /// The other end's namespace, as numbered by the host's (`IFLA_LINK_NETNSID`); none: the host's own.
     pub peer_nsid: Option<i32>,
+}
+
+impl Place {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Inside => "inside",
+            Self::Cgroup => "cgroup",
+        }
+    }
 }
 
 /// The kernel's own counters of an interface (`IFLA_STATS64`), as the device counts them.
@@ -46,6 +96,77 @@ pub struct KernelStats {
     pub tx_dropped: u64,
     pub rx_errors: u64,
     pub tx_errors: u64,
+}
+
+/// The container behind an attachment, and the end that it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub container: String,
+    pub inner: InnerLink,
+}
+
+/// Transport protocols that have published ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// IANA number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// Where a container's port is reached on the host, as its engine says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedPort {
+    pub protocol: Protocol,
+    pub container_port: u16,
+    /// None: not known; `0.0.0.0` and `::` are all of the host's.
+    pub host_address: Option<IpAddr>,
+    pub host_port: u16,
+}
+
+/// What passed a published port since it was counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortTraffic {
+    pub protocol: Protocol,
+    /// The container's.
+    pub port: u16,
+    /// All of it, whoever the client.
+    pub traffic: PortCounters,
+    /// Those clients that there was room for.
+    pub clients: Vec<ClientTraffic>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientTraffic {
+    pub address: IpAddr,
+    pub traffic: PortCounters,
+}
+
+/// A process of the engine that passes on connections to a container's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Proxy {
+    pub protocol: Protocol,
+    pub container_address: IpAddr,
+    pub container_port: u16,
 }
 
 /// What was read of one interface at one time.
@@ -106,6 +227,7 @@ pub struct ContainerInfo {
     /// As the engine says: `bridge`, `host`, `none`, `container:ID`, a network's name; empty: not known.
     pub network_mode: String,
     pub endpoints: Vec<Endpoint>,
+    pub published: Vec<PublishedPort>,
 }
 
 /// A container network as its engine describes it.
@@ -119,13 +241,17 @@ pub struct NetworkInfo {
     pub bridge: Option<String>,
     pub internal: bool,
     pub subnets: Vec<Subnet>,
+    /// The driver's, as given when the network was made.
+    pub options: BTreeMap<String, String>,
 }
 
 /// One interface inside a container's namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InnerLink {
     /// As numbered inside.
     pub ifindex: u32,
+    /// Set if the host has no interface of its own to observe it at: it is observed inside, as this.
+    pub inside: Option<InterfaceKind>,
     pub name: String,
     /// `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
@@ -133,7 +259,7 @@ pub struct InnerLink {
 }
 
 /// The network namespace of a container, read while its process was there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
     /// `(dev, inode)` of `/proc/PID/ns/net`.
     pub identity: (u64, u64),
@@ -143,33 +269,51 @@ pub struct Namespace {
     /// It is the host's own.
     pub host: bool,
     pub links: Vec<InnerLink>,
+    /// Why what is in it could not be seen.
+    pub unseen: Option<String>,
 }
 
 #[derive(Clone, Debug)]
 pub enum Update {
-    /// netobs counts on this interface from now on; `kernel` is what the kernel's own counters said then,
-    /// `latency` the time since netlink told of the interface.
+    /// netobs counts here from now on.
     Attached {
         interface: InterfaceInfo,
-        baseline: Baseline,
+        /// Known from the beginning where it was attached because of its container.
+        owner: Option<Owner>,
+        /// None where the kernel keeps no counters of its own: what passed before is not known.
+        baseline: Option<Baseline>,
+        /// What the kernel's own counters said then.
         kernel: KernelStats,
-        latency: Duration,
+        /// Since netlink told of the interface.
+        latency: Option<Duration>,
     },
-    /// An interface that could not be attached is gone.
+    /// What could not be attached is gone, or is attached now.
     Vanished {
-        ifindex: u32,
+        what: String,
     },
     /// Same attachment, something about the interface is new.
     Changed(InterfaceInfo),
     /// The interface is gone or has left the host's namespace; its last counters.
-    Detached(Box<Sample>),
-    /// An interface that should be observed and is not.
+    Detached(Box<Sample>, Vec<PortTraffic>),
+    /// What should be observed and is not.
     AttachFailed {
+        /// Tells it from others: its ifindex, or its container and name.
+        what: String,
         name: String,
-        ifindex: u32,
         reason: String,
     },
+    /// An interface of the host was moved into another namespace, as the host numbers it.
+    MovedInto {
+        nsid: i32,
+    },
     Samples(Vec<Sample>),
+    /// What passed published ports, by the attachment to the container's interface.
+    Published(Vec<(InterfaceKey, Vec<PortTraffic>)>),
+    /// What the host itself has: addresses, and engines' proxies for published ports.
+    Host {
+        addresses: BTreeSet<IpAddr>,
+        proxies: BTreeSet<Proxy>,
+    },
     Engine(EngineStatus),
     /// All containers of an engine; any other that it had is removed.
     Containers {

@@ -2,7 +2,7 @@
 
 use std::{io::Write, time::SystemTime};
 
-use crate::model::{Container, Drops, Rates, Snapshot};
+use crate::model::{Container, Drops, Rates, Snapshot, snapshot::ContainerInterface};
 
 type Cell = fn(&Snapshot, &Container) -> String;
 
@@ -40,6 +40,9 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("rx_pps", |_, container| rate(container, |rates| rates.rx_packets_per_second)),
     ("tx_pps", |_, container| rate(container, |rates| rates.tx_packets_per_second)),
     ("unobserved", |_, container| container.unobserved.clone().unwrap_or_default()),
+    ("drivers", |_, container| list(container, |interface| interface.driver.clone())),
+    ("interfaces", |_, container| list(container, |interface| interface.name.clone())),
+    ("host_interfaces", |_, container| list(container, |interface| interface.host_interface.clone())),
 ];
 
 pub fn write_header(to: &mut impl Write) -> Result<(), csv::Error> {
@@ -54,6 +57,13 @@ pub fn write_rows(to: &mut impl Write, snapshot: &Snapshot) -> Result<(), csv::E
         writer.write_record(COLUMNS.iter().map(|(_, cell)| cell(snapshot, container)))?;
     }
     Ok(writer.flush()?)
+}
+
+/// One of each interface, in the same order in each column.
+fn list(container: &Container, of: fn(&ContainerInterface) -> Option<String>) -> String {
+    let each: Vec<String> =
+        container.interfaces.iter().map(|interface| of(interface).unwrap_or_default()).collect();
+    each.join(";")
 }
 
 fn seconds(time: SystemTime) -> String {

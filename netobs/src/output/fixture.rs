@@ -1,12 +1,16 @@
 //! A small world for the tests of outputs: a bit of everything that a snapshot can hold.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use netobs_common::{Count, Counters, class, l4};
 
 use crate::model::{
     AgentHealth, Baseline, Compose, Container, ContainerState, Drops, Endpoint, EngineStatus, Interface,
-    InterfaceKind, Latency, Network, Rates, Snapshot, Subnet, Traffic, snapshot::ContainerInterface,
+    InterfaceKind, Latency, Network, Place, Protocol, Published, Rates, Snapshot, Subnet, Traffic, Via,
+    snapshot::{Binding, Client, ContainerInterface, PortCount, PublishedTraffic},
 };
 
 /// A name that tries everything: terminal escapes, a new line, quotes, bidi, and what CSV cares for.
@@ -61,9 +65,13 @@ pub fn container(digit: char, name: &str, network: &str, n: u64) -> Container {
             addresses: vec!["172.18.0.2".parse().expect("address")],
             mac: Some("02:42:ac:12:00:02".into()),
         }],
-        before: Baseline::default(),
+        before: Some(Baseline::default()),
         interfaces: vec![ContainerInterface {
-            before: Baseline::default(),
+            ifindex: Some(2),
+            observed: Some(Place::Host),
+            kind: Some(InterfaceKind::Veth),
+            driver: Some("bridge".into()),
+            before: Some(Baseline::default()),
             name: Some("eth0".into()),
             network: Some(network.into()),
             host_interface: Some(format!("veth{digit}")),
@@ -83,6 +91,24 @@ pub fn container(digit: char, name: &str, network: &str, n: u64) -> Container {
     }
 }
 
+/// Port 80 on the host's 8080: one client by address translation, others by the engine's proxy.
+fn published() -> Published {
+    let address = |text: &str| text.parse().expect("address");
+    let count = |n| PortCount { rx_packets: n, rx_bytes: 100 * n, tx_packets: n, tx_bytes: 1000 * n };
+    Published {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        bindings: ["0.0.0.0", "::"].map(|any| Binding { address: Some(address(any)), port: 8080 }).into(),
+        traffic: Some(PublishedTraffic {
+            via: [(Via::Client, count(4)), (Via::DockerProxy, count(6))].into(),
+            clients: vec![
+                Client { address: address("172.18.0.1"), via: Via::DockerProxy, count: count(6) },
+                Client { address: address("192.0.2.7"), via: Via::Client, count: count(4) },
+            ],
+        }),
+    }
+}
+
 pub fn snapshot() -> Snapshot {
     let mut ended = container('d', "job", "shop_default", 7);
     ended.state = ContainerState::Exited;
@@ -99,15 +125,11 @@ pub fn snapshot() -> Snapshot {
     unknown.name = None;
     unknown.host_interface = None;
     database.interfaces = vec![database.interfaces[0].clone(), unknown.clone(), unknown];
+    let mut web = container('a', "web-1", "shop_default", 100);
+    web.published = vec![published()];
     let mut snapshot = Snapshot::empty(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250));
     snapshot.interval_seconds = Some(1.0);
-    snapshot.containers = vec![
-        database,
-        container('f', HOSTILE, "bridge", 1),
-        host,
-        ended,
-        container('a', "web-1", "shop_default", 100),
-    ];
+    snapshot.containers = vec![database, container('f', HOSTILE, "bridge", 1), host, ended, web];
     snapshot.networks = vec![
         Network {
             id: id('9'),
@@ -125,6 +147,7 @@ pub fn snapshot() -> Snapshot {
             engine: "docker".into(),
             bridge: Some("br-eeeeeeeeeeee".into()),
             internal: true,
+            options: BTreeMap::from([("com.docker.network.driver.mtu".into(), "1400".into())]),
             subnets: vec![Subnet { subnet: "172.18.0.0/16".into(), gateway: Some("172.18.0.1".into()) }],
             containers: vec!["db".into(), "web-1".into()],
             rx: traffic(5),

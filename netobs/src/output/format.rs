@@ -113,6 +113,12 @@ pub fn width(text: &str) -> usize {
     Span::raw(text).width()
 }
 
+/// Filled up with spaces to a width.
+pub fn pad(text: &str, to: usize, right: bool) -> String {
+    let space = " ".repeat(to.saturating_sub(width(text)));
+    if right { space + text } else { text.to_owned() + &space }
+}
+
 /// Controls (C0, DEL, C1), bidi marks, embeddings and isolates, line separators, zero-width characters
 /// and tags.
 fn is_hostile(character: char) -> bool {

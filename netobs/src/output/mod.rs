@@ -8,5 +8,9 @@ pub mod format;
 pub mod json;
 pub mod problems;
 pub mod prometheus;
+#[cfg(test)]
+mod schema;
 pub mod table;
+pub mod topology;
 pub mod watch;
+pub mod wide;

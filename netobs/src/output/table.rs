@@ -1,7 +1,7 @@
 //! A plain table in the manner of `docker stats`, for terminals without the full screen and for pipes.
 
 use super::{
-    format::{bit_rate, bytes, clip, escape, grouped, non_tcp, packet_rate, percent, width},
+    format::{bit_rate, bytes, clip, escape, grouped, non_tcp, packet_rate, pad, percent, width},
     problems::problems,
 };
 use crate::model::{Container, Snapshot};
@@ -80,11 +80,19 @@ pub fn numbers(container: &Container) -> [String; HEADER.len() - TEXT_COLUMNS] {
         rate(bit_rate, rates.map(|rates| rates.tx_bits_per_second)),
         rate(packet_rate, rates.map(|rates| rates.rx_packets_per_second)),
         rate(packet_rate, rates.map(|rates| rates.tx_packets_per_second)),
-        bytes(container.rx.bytes + container.before.rx_bytes),
-        bytes(container.tx.bytes + container.before.tx_bytes),
+        total(container.rx.bytes, container.before.map(|before| before.rx_bytes)),
+        total(container.tx.bytes, container.before.map(|before| before.tx_bytes)),
         percent(non_tcp, all),
         container.drops.map_or_else(|| "-".into(), |drops| grouped(drops.rx_dropped + drops.tx_dropped)),
     ]
+}
+
+/// What was observed and what passed before; at least what was observed where that is not known.
+fn total(observed: u64, before: Option<u64>) -> String {
+    match before {
+        Some(before) => bytes(observed + before),
+        None => format!("≥{}", bytes(observed)),
+    }
 }
 
 fn numbers_header() -> [String; HEADER.len() - TEXT_COLUMNS] {
@@ -107,11 +115,6 @@ fn widths(rows: &[Row], max_width: usize) -> [usize; HEADER.len()] {
         excess -= given;
     }
     widths
-}
-
-fn pad(text: &str, to: usize, right: bool) -> String {
-    let space = " ".repeat(to.saturating_sub(width(text)));
-    if right { space + text } else { text.to_owned() + &space }
 }
 
 #[cfg(test)]

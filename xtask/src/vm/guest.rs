@@ -15,8 +15,8 @@ use crate::process::{find_anywhere, run};
 
 /// The machine's own programs: busybox, and those that it has otherwise or not at all. `sh` is among them
 /// because busybox's runs its own applets (`ip`, too) before anything on PATH.
-const PROGRAMS: [&str; 10] =
-    ["busybox", "sh", "ip", "tc", "nsenter", "unshare", "sysctl", "pgrep", "sleep", "seq"];
+const PROGRAMS: [&str; 11] =
+    ["busybox", "sh", "ip", "tc", "nsenter", "unshare", "setpriv", "sysctl", "pgrep", "sleep", "seq"];
 
 /// The first process.
 const INIT: &str = include_str!("init.sh");

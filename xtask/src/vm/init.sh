@@ -18,7 +18,7 @@ done < /modules/order
 ip link set lo up
 echo "netobs-vm: booted $(uname -r)"
 
-export NETOBS_BIN=/bin/netobs NETOBS_TEST_SKIPS=/tmp/skips RUST_BACKTRACE=1 NO_COLOR=1
+export NETOBS_BIN=/bin/netobs NETOBS_TEST_SKIPS=/tmp/skips NETOBS_TEST_ROWS=/tmp/rows RUST_BACKTRACE=1 NO_COLOR=1
 # One argument a line.
 set -f
 IFS='
@@ -26,9 +26,11 @@ IFS='
 arguments=$(cat /arguments)
 for test in $(ls /tests); do
     : > $NETOBS_TEST_SKIPS
+    : > $NETOBS_TEST_ROWS
     "/tests/$test" $arguments
     code=$?
     sed 's/^SKIP/netobs-vm: left out:/' $NETOBS_TEST_SKIPS
+    sed 's/^/netobs-vm: row: /' $NETOBS_TEST_ROWS
     echo "netobs-vm: $test: exit $code"
 done
 poweroff -f

@@ -3,10 +3,13 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use bollard::models::{
-    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings, Network,
+    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings,
+    Network, PortMap,
 };
 
-use crate::model::{Compose, ContainerInfo, ContainerState, Endpoint, NetworkInfo, Subnet};
+use crate::model::{
+    Compose, ContainerInfo, ContainerState, Endpoint, NetworkInfo, Protocol, PublishedPort, Subnet,
+};
 
 /// Names and labels longer than that are cut: they are anybody's data.
 const LONGEST_TEXT: usize = 4096;
@@ -17,7 +20,8 @@ const BRIDGE_ID_LEN: usize = 12;
 /// `GET /containers/{id}/json`
 pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<ContainerInfo> {
     let config = answer.config.unwrap_or_default();
-    let networks = answer.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let settings = answer.network_settings.unwrap_or_default();
+    let networks = settings.networks.unwrap_or_default();
     let mut endpoints: Vec<Endpoint> =
         networks.into_iter().map(|(name, settings)| endpoint(name, settings)).collect();
     endpoints.sort_by(|a, b| a.network.cmp(&b.network));
@@ -35,7 +39,30 @@ pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<Conta
             mode => text(mode.unwrap_or_default()),
         },
         endpoints,
+        published: published(settings.ports.unwrap_or_default()),
     })
+}
+
+/// `NetworkSettings.Ports`: `80/tcp` to where it is bound on the host, null where it is only exposed.
+fn published(ports: PortMap) -> Vec<PublishedPort> {
+    let mut published = Vec::new();
+    for (name, bindings) in ports {
+        let (port, protocol) = name.split_once('/').unwrap_or((name.as_str(), "tcp"));
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => continue,
+        };
+        let Ok(container_port) = port.parse() else { continue };
+        for binding in bindings.unwrap_or_default() {
+            let Some(host_port) = binding.host_port.and_then(|port| port.parse().ok()) else { continue };
+            let host_address = binding.host_ip.and_then(|address| address.parse().ok());
+            published.push(PublishedPort { protocol, container_port, host_address, host_port });
+        }
+    }
+    published.sort_by_key(|port| (port.protocol, port.container_port, port.host_address, port.host_port));
+    published
 }
 
 /// What the attributes of a container's event say of it (`GET /events`, `Actor.Attributes`).
@@ -79,6 +106,7 @@ pub fn network(engine: &str, answer: Network) -> Option<NetworkInfo> {
         bridge,
         internal: answer.internal.unwrap_or_default(),
         subnets,
+        options: options.into_iter().map(|(key, value)| (text(&key), text(&value))).collect(),
     })
 }
 
@@ -144,7 +172,9 @@ mod tests {
             "NetworkSettings": {"Networks": {
                 "b": {"NetworkID": "n2", "IPAddress": "172.18.0.3", "GlobalIPv6Address": "fd00::3",
                       "MacAddress": "02:42:ac:12:00:03"},
-                "a": {"NetworkID": "n1", "IPAddress": ""}}}
+                "a": {"NetworkID": "n1", "IPAddress": ""}},
+                "Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8080"}],
+                          "53/udp": [{"HostIp": "", "HostPort": "53"}], "443/tcp": null, "x/tcp": []}}
         }))
         .expect("an answer");
         let info = container("docker", answer).expect("a container");
@@ -155,6 +185,16 @@ mod tests {
         assert_eq!(info.endpoints.len(), 2);
         assert_eq!((info.endpoints[0].network.as_str(), info.endpoints[0].addresses.len()), ("a", 0));
         assert_eq!(info.endpoints[1].addresses.len(), 2);
+        let published: Vec<_> = info
+            .published
+            .iter()
+            .map(|port| (port.protocol, port.container_port, port.host_address))
+            .collect();
+        let any = |text: &str| text.parse().ok();
+        assert_eq!(
+            published,
+            [(Protocol::Tcp, 80, any("0.0.0.0")), (Protocol::Tcp, 80, any("::")), (Protocol::Udp, 53, None)]
+        );
     }
 
     #[test]

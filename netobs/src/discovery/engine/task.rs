@@ -1,7 +1,7 @@
 //! One engine, for as long as the program runs: connect, list, follow the events, and again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -10,10 +10,14 @@ use std::{
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error,
-    models::{EventMessage, EventMessageTypeEnum},
+    models::{ContainerInspectResponse, EventMessage, EventMessageTypeEnum},
     query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::{
+    StreamExt as _,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
 use tokio::{net::UnixStream, sync::mpsc, time::sleep};
 
 use super::convert;
@@ -116,13 +120,15 @@ impl Follower {
         let engine = self.task.name.clone();
         self.tell(Update::Networks { engine: engine.clone(), networks }).await?;
         self.tell(Update::Containers { engine, containers }).await?;
+        let mut inspections = Inspections::new(docker.clone());
         for event in early {
-            self.event(&docker, event).await?;
+            self.event(&docker, event, &mut inspections).await?;
         }
         loop {
             tokio::select! {
+                Some((id, answer)) = inspections.next() => self.inspected(&id, answer).await?,
                 event = events.next() => match event {
-                    Some(Ok(event)) => self.event(&docker, event).await?,
+                    Some(Ok(event)) => self.event(&docker, event, &mut inspections).await?,
                     Some(Err(error)) => {
                         self.disconnected(error.to_string()).await?;
                         return Ok(true);
@@ -154,68 +160,71 @@ impl Follower {
         docker.negotiate_version().await.map_err(|error| format!("{}: {error}", socket.display()))
     }
 
-    async fn event(&mut self, docker: &Docker, event: EventMessage) -> Result<(), Closed> {
+    /// Tells what the event itself says, and has the container asked for beside further events: a hundred
+    /// containers that start at once don't wait for each other's answers.
+    async fn event(
+        &mut self,
+        docker: &Docker,
+        event: EventMessage,
+        inspections: &mut Inspections,
+    ) -> Result<(), Closed> {
         let actor = event.actor.unwrap_or_default();
         let (Some(id), Some(action)) = (actor.id, event.action) else { return Ok(()) };
         let attributes = actor.attributes.unwrap_or_default();
         match event.typ {
             Some(EventMessageTypeEnum::CONTAINER) => match action.as_str() {
                 "destroy" | "remove" => {
+                    inspections.forget(&id);
                     self.known.remove(&id);
                     self.tell(Update::Removed { id }).await
                 }
-                "create" => {
-                    // It may be gone before it can be asked.
-                    let info = convert::from_event(&self.task.name, &id, &attributes);
-                    self.known.insert(id.clone(), info.clone());
-                    self.tell(Update::Container(info)).await?;
-                    self.inspect(docker, &id, &attributes, &action).await
-                }
-                "start" | "restart" | "unpause" | "pause" | "die" | "died" | "stop" | "rename" => {
-                    self.inspect(docker, &id, &attributes, &action).await
+                "create" | "start" | "restart" | "unpause" | "pause" | "die" | "died" | "stop" | "rename" => {
+                    if !self.known.contains_key(&id) {
+                        // It may be gone before it can be asked.
+                        let info = convert::from_event(&self.task.name, &id, &attributes);
+                        self.know(info).await?;
+                    }
+                    if matches!(action.as_str(), "die" | "died" | "stop") {
+                        self.ended(&id).await?;
+                    }
+                    inspections.ask(id);
+                    Ok(())
                 }
                 _ => Ok(()),
             },
             Some(EventMessageTypeEnum::NETWORK) => match action.as_str() {
                 "create" | "destroy" | "remove" => self.networks(docker).await,
-                "connect" | "disconnect" => match attributes.get("container").cloned() {
-                    Some(container) if self.known.contains_key(&container) => {
-                        self.inspect(docker, &container, &std::collections::HashMap::new(), &action).await
-                    }
-                    _ => Ok(()),
-                },
+                "connect" | "disconnect" => {
+                    let container = attributes.get("container").filter(|id| self.known.contains_key(*id));
+                    container.into_iter().for_each(|id| inspections.ask(id.clone()));
+                    Ok(())
+                }
                 _ => Ok(()),
             },
             _ => Ok(()),
         }
     }
 
-    /// Asks for one container; if it is gone, what the event and earlier answers said must do.
-    async fn inspect(
-        &mut self,
-        docker: &Docker,
-        id: &str,
-        attributes: &std::collections::HashMap<String, String>,
-        action: &str,
-    ) -> Result<(), Closed> {
-        let answer = docker.inspect_container(id, None::<InspectContainerOptions>).await;
-        let info = match answer.map(|answer| convert::container(&self.task.name, answer)) {
-            Ok(Some(info)) => info,
-            Ok(None) => return Ok(()),
-            Err(_) => {
-                let mut info = self
-                    .known
-                    .get(id)
-                    .cloned()
-                    .unwrap_or_else(|| convert::from_event(&self.task.name, id, attributes));
-                if matches!(action, "die" | "died" | "stop") {
-                    info.state = ContainerState::Exited;
-                    info.pid = None;
-                }
-                info
-            }
-        };
-        self.known.insert(id.to_owned(), info.clone());
+    /// Takes in what the engine says of one container; if it is gone, what was known must do.
+    async fn inspected(&mut self, id: &str, answer: Option<ContainerInspectResponse>) -> Result<(), Closed> {
+        match answer.and_then(|answer| convert::container(&self.task.name, answer)) {
+            Some(info) if self.known.contains_key(id) => self.know(info).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Its process is gone, whatever the engine still has to say.
+    async fn ended(&mut self, id: &str) -> Result<(), Closed> {
+        let Some(known) = self.known.get(id) else { return Ok(()) };
+        let info = ContainerInfo { state: ContainerState::Exited, pid: None, ..known.clone() };
+        self.know(info).await
+    }
+
+    async fn know(&mut self, info: ContainerInfo) -> Result<(), Closed> {
+        if self.known.get(&info.id) == Some(&info) {
+            return Ok(());
+        }
+        self.known.insert(info.id.clone(), info.clone());
         self.tell(Update::Container(info)).await
     }
 
@@ -254,6 +263,67 @@ impl Follower {
 
     async fn tell(&self, update: Update) -> Result<(), Closed> {
         self.updates.send(update).await.map_err(|_| Closed)
+    }
+}
+
+/// Containers that the engine is being asked for: each by one request at a time, and again if something
+/// happened to it meanwhile, so that no older answer comes after a newer one. Bounded by what the engine has.
+struct Inspections {
+    docker: Docker,
+    running: FuturesUnordered<BoxFuture<'static, (String, Option<ContainerInspectResponse>)>>,
+    asked: BTreeSet<String>,
+    again: BTreeSet<String>,
+    waiting: VecDeque<String>,
+}
+
+impl Inspections {
+    fn new(docker: Docker) -> Self {
+        Self {
+            docker,
+            running: FuturesUnordered::new(),
+            asked: BTreeSet::new(),
+            again: BTreeSet::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    fn ask(&mut self, id: String) {
+        if self.asked.contains(&id) {
+            self.again.insert(id);
+        } else if !self.waiting.contains(&id) {
+            self.waiting.push_back(id);
+        }
+        self.start();
+    }
+
+    /// Its answer is not wanted any more.
+    fn forget(&mut self, id: &str) {
+        self.again.remove(id);
+        self.waiting.retain(|waiting| waiting != id);
+    }
+
+    fn start(&mut self) {
+        while self.running.len() < INSPECT_AT_ONCE
+            && let Some(id) = self.waiting.pop_front()
+        {
+            self.asked.insert(id.clone());
+            let docker = self.docker.clone();
+            self.running.push(Box::pin(async move {
+                let answer = docker.inspect_container(&id, None::<InspectContainerOptions>).await;
+                (id, answer.ok())
+            }));
+        }
+    }
+
+    /// The next answer; none if it could not be had. Without requests there is none to wait for.
+    async fn next(&mut self) -> Option<(String, Option<ContainerInspectResponse>)> {
+        let (id, answer) = self.running.next().await?;
+        self.asked.remove(&id);
+        if self.again.remove(&id) {
+            self.waiting.push_back(id.clone());
+        }
+        self.start();
+        Some((id, answer))
     }
 }
 

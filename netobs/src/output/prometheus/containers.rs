@@ -8,7 +8,7 @@ use prometheus::{
 
 use super::exposition::{Exposition, Labels, UNKNOWN, float, merge, with_label};
 use crate::{
-    model::{Count, Drops, Snapshot, Traffic},
+    model::{Count, Drops, InterfaceKind, Place, Snapshot, Traffic},
     output::format::short_id,
 };
 
@@ -16,8 +16,19 @@ const LABELS: [&str; 4] = ["container", "id", "interface", "network"];
 
 const CONTAINER_LABELS: [&str; 8] =
     ["id", "container", "image", "state", "engine", "compose_project", "compose_service", "network_mode"];
-const INTERFACE_LABELS: [&str; 8] =
-    ["id", "container", "interface", "network", "host_interface", "ifindex", "mac", "address"];
+const INTERFACE_LABELS: [&str; 11] = [
+    "id",
+    "container",
+    "interface",
+    "network",
+    "driver",
+    "kind",
+    "observed",
+    "host_interface",
+    "ifindex",
+    "mac",
+    "address",
+];
 
 /// What is counted under one label set.
 #[derive(Clone)]
@@ -42,9 +53,12 @@ const DIRECTIONS: [Direction; 2] = [
 type TrafficField = (&'static str, &'static str, fn(&Traffic) -> u64);
 const FIELDS: [TrafficField; 5] = [
     ("packets", "Packets {} by the container, as the network stack counts them", |t| t.packets),
-    ("bytes", "Bytes {} by the container, with Ethernet headers, as the network stack counts them", |t| {
-        t.bytes
-    }),
+    (
+        "bytes",
+        "Bytes {} by the container, with Ethernet headers (from the IP header on where the interface is \
+         cgroup), as the network stack counts them",
+        |t| t.bytes,
+    ),
     ("wire_packets", "Packets {} by the container as on a wire: super-packets unfolded", |t| t.wire_packets),
     ("wire_bytes", "Bytes {} by the container as on a wire: each segment with its headers", |t| t.wire_bytes),
     ("truncated_packets", "Packets {} by the container that ended inside a header that was needed", |t| {
@@ -226,6 +240,9 @@ fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
                     &container.name,
                     interface.name.as_deref().unwrap_or(UNKNOWN),
                     interface.network.as_deref().unwrap_or(UNKNOWN),
+                    interface.driver.as_deref().unwrap_or_default(),
+                    interface.kind.map(InterfaceKind::name).unwrap_or_default(),
+                    interface.observed.map(Place::name).unwrap_or_default(),
                     interface.host_interface.as_deref().unwrap_or_default(),
                     &interface.host_ifindex.map(|ifindex| ifindex.to_string()).unwrap_or_default(),
                     interface.mac.as_deref().unwrap_or_default(),

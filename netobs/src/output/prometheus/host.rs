@@ -44,15 +44,12 @@ fn write_networks(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), E
 /// What is counted and belongs to no container or network, so that nothing observed is missing.
 fn write_interfaces(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let orphans = snapshot.interfaces.iter().filter(|interface| match interface.kind {
-        InterfaceKind::Veth => interface.container_id.is_none(),
         InterfaceKind::Bridge => interface.network.is_none(),
+        _ => interface.container_id.is_none(),
     });
     let orphans = orphans.map(|interface| {
-        let kind = match interface.kind {
-            InterfaceKind::Veth => "veth",
-            InterfaceKind::Bridge => "bridge",
-        };
-        (Labels::new(["host_interface", "kind"], [&interface.name, kind]), [interface.rx, interface.tx])
+        let labels = Labels::new(["host_interface", "kind"], [&interface.name, interface.kind.name()]);
+        (labels, [interface.rx, interface.tx])
     });
     let helps = [
         "received by a host interface of no known container or network; the interface's own direction",

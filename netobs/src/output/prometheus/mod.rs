@@ -6,6 +6,7 @@ mod cadvisor;
 mod containers;
 mod exposition;
 mod host;
+mod published;
 
 use std::io::Write;
 
@@ -44,6 +45,7 @@ pub fn encode_cadvisor(snapshot: &Snapshot) -> Result<String, Error> {
 
 fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     containers::write(snapshot, out)?;
+    published::write(snapshot, out)?;
     host::write(snapshot, out)
 }
 

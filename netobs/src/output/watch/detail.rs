@@ -8,7 +8,7 @@ use super::{
     view::View,
 };
 use crate::{
-    model::{Container, Count, Traffic, snapshot::ContainerInterface},
+    model::{Container, Count, Place, Published, Traffic, snapshot::ContainerInterface},
     output::format::{bit_rate, bytes, escape, grouped, packet_rate, percent, short_id},
 };
 
@@ -32,6 +32,7 @@ fn lines(container: &Container) -> Vec<Line<'static>> {
     for interface in &container.interfaces {
         lines.extend(interface_lines(interface));
     }
+    lines.extend(container.published.iter().map(published_line));
     let (rx, tx) = (&container.rx, &container.tx);
     lines.push(Line::default());
     lines.push(heading("", ["RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES"]));
@@ -85,6 +86,9 @@ fn identity(container: &Container) -> Vec<Line<'static>> {
     if let Some(compose) = &container.compose {
         lines.push(field("compose", format!("{} / {}", escape(&compose.project), escape(&compose.service))));
     }
+    if !container.members.is_empty() {
+        lines.push(field("shared by", escape(&container.members.join(", "))));
+    }
     if let Some(why) = &container.unobserved {
         lines.push(Line::styled(format!("no counts: {}", escape(why)), BOLD));
     }
@@ -102,17 +106,43 @@ fn identity(container: &Container) -> Vec<Line<'static>> {
 fn interface_lines(interface: &ContainerInterface) -> Vec<Line<'static>> {
     let known = |value: Option<&str>| value.map_or_else(|| "-".into(), escape);
     let name = interface.name.as_deref().map_or_else(|| "unknown".into(), escape);
-    let host = match (&interface.host_interface, interface.host_ifindex) {
-        (Some(host), Some(ifindex)) => format!("{} (ifindex {ifindex})", escape(host)),
-        (Some(host), None) => escape(host),
-        (None, _) => "gone".into(),
+    let seen = match (&interface.host_interface, interface.host_ifindex, interface.observed) {
+        (Some(host), Some(ifindex), _) => format!("host {} (ifindex {ifindex})", escape(host)),
+        (Some(host), None, _) => format!("host {}", escape(host)),
+        (None, _, Some(Place::Cgroup)) => "its sockets, by its cgroup, from the IP header on".into(),
+        (None, _, Some(Place::Inside)) if interface.ifindex.is_some() => "observed inside".into(),
+        _ => "gone".into(),
     };
-    let network = known(interface.network.as_deref());
+    let network = match &interface.driver {
+        Some(driver) => format!("{} ({})", known(interface.network.as_deref()), escape(driver)),
+        None => known(interface.network.as_deref()),
+    };
     let addresses: Vec<_> = interface.addresses.iter().map(ToString::to_string).collect();
     vec![
-        Line::from(format!("{name:<10}{network}  host {host}  {}", known(interface.mac.as_deref()))),
+        Line::from(format!("{name:<10}{network}  {seen}  {}", known(interface.mac.as_deref()))),
         Line::from(format!("{:<10}{}", "", addresses.join(" "))),
     ]
+}
+
+fn published_line(published: &Published) -> Line<'static> {
+    let on: Vec<String> = published
+        .bindings
+        .iter()
+        .map(|binding| match binding.address {
+            Some(address) => std::net::SocketAddr::new(address, binding.port).to_string(),
+            None => binding.port.to_string(),
+        })
+        .collect();
+    let ways: Vec<String> = published
+        .traffic
+        .iter()
+        .flat_map(|traffic| &traffic.via)
+        .map(|(via, count)| {
+            format!("{} rx {} tx {}", via.name(), bytes(count.rx_bytes), bytes(count.tx_bytes))
+        })
+        .collect();
+    let (port, protocol) = (published.container_port, published.protocol.name());
+    Line::from(format!("{:<10}{} to {port}/{protocol}  {}", "published", on.join(" "), ways.join("; ")))
 }
 
 /// Parts that are zero in both directions are left out, the whole property stays.

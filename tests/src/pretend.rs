@@ -1,0 +1,111 @@
+//! Containers as the kernel sees them, made without an engine: a process in a namespace and in a cgroup whose
+//! path has a container's ID. Netobs finds them by `/proc`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use crate::netns::{Netns, die_with_parent};
+
+/// A container's process, and its namespace where it has one of its own. Ends with the value.
+pub struct Pretend {
+    /// 64 hex digits.
+    pub id: String,
+    cgroup: PathBuf,
+    /// Its own, or none: it is in the host's.
+    netns: Option<Netns>,
+    process: Option<Child>,
+}
+
+impl Pretend {
+    /// In a namespace of its own, with nothing but `lo`.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn new() -> Self {
+        let netns = Netns::new();
+        let (id, cgroup) = make_cgroup();
+        enter(&cgroup, netns.pid());
+        Self { id, cgroup, netns: Some(netns), process: None }
+    }
+
+    /// In a host's namespace.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn on_host(host: &Netns) -> Self {
+        let (id, cgroup) = make_cgroup();
+        let mut command = host.command("sleep");
+        command.arg("1000").stdin(Stdio::null());
+        let process = die_with_parent(&mut command).spawn().expect("start sleep");
+        enter(&cgroup, process.id());
+        Self { id, cgroup, netns: None, process: Some(process) }
+    }
+
+    /// What netobs calls it, where nobody told a name.
+    pub fn name(&self) -> &str {
+        &self.id[..12]
+    }
+
+    /// # Panics
+    /// If it is in the host's.
+    pub fn netns(&self) -> &Netns {
+        self.netns.as_ref().expect("a namespace of its own")
+    }
+
+    /// Runs a script as the container's process: in its cgroup, in the namespace of `host` if it has none.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn sh(&self, host: &Netns, script: &str) -> String {
+        let netns = self.netns.as_ref().unwrap_or(host);
+        // The shell moves itself; what it starts is where it is.
+        netns.sh(&format!("echo $$ > {}/cgroup.procs; {script}", self.cgroup.display()))
+    }
+}
+
+impl Default for Pretend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Pretend {
+    fn drop(&mut self) {
+        drop(self.netns.take());
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        // A process that has ended stays in its cgroup for a moment.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.cgroup).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+/// The v2 tree, alone or beside the older hierarchies.
+fn v2_root() -> PathBuf {
+    let alone = Path::new("/sys/fs/cgroup");
+    if alone.join("cgroup.procs").exists() { alone.to_path_buf() } else { alone.join("unified") }
+}
+
+fn make_cgroup() -> (String, PathBuf) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // The short ID differs too.
+    let id = format!("{:08x}{number:04x}{:0>52}", std::process::id(), "");
+    let cgroup = v2_root().join("netobs-test").join(&id);
+    fs::create_dir_all(&cgroup).expect("make a cgroup");
+    (id, cgroup)
+}
+
+fn enter(cgroup: &Path, pid: u32) {
+    fs::write(cgroup.join("cgroup.procs"), pid.to_string()).expect("move a process into a cgroup");
+}
