@@ -16,31 +16,44 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Binaries of `netobs-ebpf`; each becomes an object `netobs/bpf/NAME.bpf.o`.
+const OBJECTS: &[&str] = &["netobs"];
+
 pub fn run(check: bool) -> anyhow::Result<()> {
     let tools = setup::run(false).context("`cargo xtask setup` gets what is missing")?;
-    let committed = root().join("netobs/bpf/netobs.bpf.o");
-    let built = build(&tools)?;
-    let bytes = fs::read(&built)?;
-    if check {
-        let there = fs::read(&committed).with_context(|| format!("read {}", committed.display()))?;
-        if there != bytes {
-            bail!(
-                "{} is not the build of these sources ({} bytes, the build has {}): run `cargo xtask ebpf` \
-                 and commit it. This was {} with {}",
-                committed.display(),
-                there.len(),
-                bytes.len(),
-                output(Command::new("rustc").arg("--version"))?,
-                tools.bpf_linker.display(),
-            );
+    build(&tools)?;
+    let folder = root().join("netobs/bpf");
+    fs::create_dir_all(&folder)?;
+    for name in OBJECTS {
+        let bytes = stripped(&tools, name)?;
+        let committed = folder.join(format!("{name}.bpf.o"));
+        if check {
+            compare(&committed, &bytes, &tools)?;
+        } else {
+            fs::write(&committed, &bytes)?;
+            println!("{}: {} bytes", committed.display(), bytes.len());
+            run_command(Command::new("sha256sum").arg(&committed))?;
         }
-        println!("{} is the build of these sources", committed.display());
-        return Ok(());
     }
-    fs::create_dir_all(committed.parent().unwrap_or(Path::new(".")))?;
-    fs::write(&committed, &bytes)?;
-    println!("{}: {} bytes", committed.display(), bytes.len());
-    run_command(Command::new("sha256sum").arg(&committed))
+    Ok(())
+}
+
+/// An error if the committed object is not what was built.
+fn compare(committed: &Path, built: &[u8], tools: &Tools) -> anyhow::Result<()> {
+    let there = fs::read(committed).with_context(|| format!("read {}", committed.display()))?;
+    if there != built {
+        bail!(
+            "{} is not the build of these sources ({} bytes, the build has {}): run `cargo xtask ebpf` and \
+             commit it. This was {} with {}",
+            committed.display(),
+            there.len(),
+            built.len(),
+            output(Command::new("rustc").arg("--version"))?,
+            tools.bpf_linker.display(),
+        );
+    }
+    println!("{} is the build of these sources", committed.display());
+    Ok(())
 }
 
 /// Clippy for the kernel programs, warnings as errors.
@@ -48,21 +61,28 @@ pub fn clippy(tools: &Tools) -> anyhow::Result<()> {
     run_command(cargo(tools, "clippy")?.args(["--", "-D", "warnings"]))
 }
 
-/// Builds and strips the object; where it is.
-fn build(tools: &Tools) -> anyhow::Result<PathBuf> {
-    let folder = target().join("ebpf");
+/// Builds all objects.
+fn build(tools: &Tools) -> anyhow::Result<()> {
+    let folder = folder();
     // From nothing, half a minute: what another compiler or another xtask has left must not get in.
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
     let mut cargo = cargo(tools, "build")?;
     rustc::wrap(&mut cargo, &folder.join("rustc-wrapper"))?;
-    run_command(&mut cargo)?;
-    let unstripped = folder.join(TARGET).join("release/netobs");
-    let stripped = folder.join("netobs.bpf.o");
-    // Debug information holds the paths of the library sources.
+    run_command(&mut cargo)
+}
+
+/// A built object without its debug information, which holds the paths of the library sources.
+fn stripped(tools: &Tools, name: &str) -> anyhow::Result<Vec<u8>> {
+    let unstripped = folder().join(TARGET).join("release").join(name);
+    let stripped = folder().join(format!("{name}.bpf.o"));
     run_command(Command::new(&tools.llvm_strip).arg("-g").arg("-o").arg(&stripped).arg(&unstripped))?;
-    Ok(stripped)
+    Ok(fs::read(&stripped)?)
+}
+
+fn folder() -> PathBuf {
+    target().join("ebpf")
 }
 
 /// Cargo for the kernel programs: the stable compiler with the switches that building `core` needs, and
@@ -96,7 +116,7 @@ fn cargo(tools: &Tools, subcommand: &str) -> anyhow::Result<Command> {
         .current_dir(setup::ebpf_folder())
         .args([subcommand, "--quiet", "--release", "--locked", "--target", TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
-        .arg(target().join("ebpf"))
+        .arg(folder())
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_UNSTABLE_TRIM_PATHS", "true")
         .env("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all")

@@ -2,11 +2,9 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_load_bytes};
 use netobs_common::{ClientKey, EGRESS, PortCounters, PortKey};
+use netobs_ebpf::packet::{ETH_LEN, ethertype, protocol};
 
-use crate::{
-    maps,
-    packet::{ETH_LEN, ethertype, protocol},
-};
+use crate::maps;
 
 /// Where things are, from the Ethernet header on (RFC 791, RFC 8200).
 const ETHERTYPE: u32 = 12;

@@ -4,7 +4,6 @@
 
 mod exact;
 mod maps;
-mod packet;
 mod published;
 
 use aya_ebpf::{
@@ -80,11 +79,6 @@ fn cgroup<const DIRECTION: u32>(ctx: &SkBuffContext) -> i32 {
         exact::count::<DIRECTION, false>(ctx.skb.skb, slot);
     }
     1
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
 }
 
 /// The helpers used are GPL-free; the kernel asks for the line all the same.

@@ -3,12 +3,9 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
+use netobs_ebpf::packet::{self, Cast, tcp_flag};
 
-use crate::{
-    maps,
-    packet::{self, Cast, tcp_flag},
-    published,
-};
+use crate::{maps, published};
 
 /// Counts one packet in a slot. `DIRECTION` is the attachment's, see [`netobs_common::INGRESS`]; `LINK`
 /// whether the packet begins with an Ethernet header.

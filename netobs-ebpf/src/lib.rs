@@ -1,0 +1,11 @@
+//! What the kernel objects share. Each object is a binary of its own, with maps of its own, so that what
+//! is not asked for is not loaded.
+#![no_std]
+
+pub mod packet;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
