@@ -16,11 +16,12 @@ use tokio::sync::mpsc;
 use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
-    ebpf::{AttachMode, LoadError, Observer, Options, Port},
+    drain::Drain,
+    ebpf::{AttachMode, LoadError, Observer, Options},
     inside::Inside,
     model::{
-        ContainerInfo, ContainerState, InterfaceKey, KernelStats, NetworkInfo, Protocol, Sample, Snapshot,
-        State, Update, state::PROC,
+        ContainerInfo, ContainerState, KernelStats, NetworkInfo, PublishedPort, Sample, Snapshot, State,
+        Update, flow::FlowOptions, state::PROC,
     },
     netlink::Netlink,
 };
@@ -48,6 +49,9 @@ pub struct Config {
     pub mode: AttachMode,
     /// See [`Options::log`].
     pub log_programs: bool,
+    pub flows: FlowOptions,
+    /// How often flows are read and what is idle is taken back.
+    pub flow_interval: Duration,
     /// How long what has ended is still told of.
     pub grace: Duration,
     pub engines: Vec<EngineTask>,
@@ -82,8 +86,9 @@ pub struct Agent {
     next_scan_without_engine: Option<Instant>,
     last_cleanup: Instant,
     inside: Inside,
-    /// Ports that are counted apart, by attachment.
-    published: BTreeMap<InterfaceKey, Vec<Port>>,
+    /// Published ports by container, as they were when the host was last looked at.
+    published: BTreeMap<String, Vec<PublishedPort>>,
+    _drain: Option<Drain>,
     /// Its thread shares the observer: when that has ended, the observer goes and everything is detached.
     _attacher: Attacher,
 }
@@ -95,10 +100,15 @@ impl Agent {
     /// # Errors
     /// See [`StartError`]; nothing stays attached then.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let options =
-            Options { max_interfaces: config.max_interfaces, mode: config.mode, log: config.log_programs };
+        let options = Options {
+            max_interfaces: config.max_interfaces,
+            mode: config.mode,
+            max_flows: u32::try_from(config.flows.max_flows).unwrap_or(u32::MAX),
+            log: config.log_programs,
+        };
         let observer = Observer::load(options)?;
-        let mut state = State::new(observer.mode().to_string(), config.grace);
+        let mut state =
+            State::new(observer.mode().to_string(), config.grace).with_flows(config.flows.clone());
         let observer: Shared = Arc::new(Mutex::new(observer));
         let (sender, updates) = mpsc::channel(UPDATE_QUEUE);
         let attacher = {
@@ -127,12 +137,16 @@ impl Agent {
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
         }
+        let drain = (config.flows.max_flows > 0)
+            .then(|| Drain::start(Arc::clone(&observer), sender.clone(), config.flow_interval))
+            .transpose()?;
         let inside = Inside::new(Arc::clone(&observer), config.proc_root.clone());
         let mut agent = Self {
             state,
             observer,
             inside,
             published: BTreeMap::new(),
+            _drain: drain,
             netlink: Netlink::connect()?,
             updates: agent_updates,
             proc_root: config.proc_root,
@@ -144,6 +158,7 @@ impl Agent {
             last_cleanup: now,
             _attacher: attacher,
         };
+        agent.look_at_host(now);
         agent.apply_waiting();
         Ok(agent)
     }
@@ -156,7 +171,7 @@ impl Agent {
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
-                Some(update) => self.state.apply(update, Instant::now()),
+                Some(update) => self.apply(update, Instant::now()),
                 None => std::future::pending().await,
             },
             () = wait => {}
@@ -193,9 +208,10 @@ impl Agent {
         self.forget();
         let now = Instant::now();
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
-        let (counters, ports) = {
-            let observer = lock(&self.observer);
-            (observer.read_all().collect::<Vec<_>>(), observer.read_ports())
+        // Flows first: what they have is in the counters already.
+        let (flows, counters) = {
+            let mut observer = lock(&self.observer);
+            (observer.peek_flows(), observer.read_all().collect::<Vec<_>>())
         };
         let kernel = self.kernel_stats();
         let samples = counters
@@ -207,7 +223,7 @@ impl Agent {
             })
             .collect();
         let now = Instant::now();
-        self.state.apply(Update::Published(ports), now);
+        self.apply(Update::Flows(flows), now);
         self.state.apply(Update::Samples(samples), now);
         self.state.snapshot(now, SystemTime::now())
     }
@@ -216,7 +232,7 @@ impl Agent {
     fn apply_waiting(&mut self) {
         let now = Instant::now();
         while let Ok(update) = self.updates.try_recv() {
-            self.state.apply(update, now);
+            self.apply(update, now);
         }
         for (id, pid) in self.state.wanting_namespace() {
             self.look_into(id, pid);
@@ -224,45 +240,33 @@ impl Agent {
         self.scan_without_engine(now);
         self.attribute(now);
         self.inside.reconcile(&mut self.state, now);
-        self.publish(now);
+        if !self.state.has_published(&self.published) {
+            self.published = self.state.published();
+            self.look_at_host(now);
+        }
     }
 
-    /// Has the published ports of the containers that are known by now counted apart.
-    fn publish(&mut self, now: Instant) {
-        let wanted: BTreeMap<InterfaceKey, Vec<Port>> = self
-            .state
-            .published()
-            .into_iter()
-            .map(|(key, published)| {
-                let mut ports: Vec<Port> = published
-                    .iter()
-                    .filter(|port| port.protocol != Protocol::Sctp)
-                    .map(|port| Port { protocol: port.protocol, port: port.container_port })
-                    .collect();
-                ports.dedup();
-                (key, ports)
-            })
-            .collect();
-        if wanted == self.published {
-            return;
+    fn apply(&mut self, update: Update, now: Instant) {
+        if matches!(update, Update::Flows(_)) {
+            self.look_at_addresses(now);
         }
-        for (key, ports) in &wanted {
-            if self.published.get(key) != Some(ports)
-                && let Err(error) = lock(&self.observer).publish(*key, ports.clone())
-            {
-                let why = format!("some are not counted: {error}");
-                self.state.apply(Update::Degraded { feature: "published ports", why }, now);
-            }
-        }
-        self.published = wanted;
-        self.look_at_host(now);
+        self.state.apply(update, now);
     }
 
-    /// What tells one way to a published port from another.
+    /// What tells one way to a container from another.
     fn look_at_host(&mut self, now: Instant) {
-        let proxies = procfs::proxies(&self.proc_root).unwrap_or_default();
+        self.look_at_addresses(now);
+        let proxies = if self.published.is_empty() {
+            BTreeSet::new()
+        } else {
+            procfs::proxies(&self.proc_root).unwrap_or_default()
+        };
+        self.state.apply(Update::Proxies(proxies), now);
+    }
+
+    fn look_at_addresses(&mut self, now: Instant) {
         match namespace::own_addresses(&mut self.netlink) {
-            Ok(addresses) => self.state.apply(Update::Host { addresses, proxies }, now),
+            Ok(addresses) => self.state.apply(Update::HostAddresses(addresses), now),
             Err(error) => tracing::warn!(%error, "list the host's addresses"),
         }
     }
@@ -383,9 +387,7 @@ impl Agent {
                 self.look_into(id, pid);
             }
         }
-        if !self.published.is_empty() {
-            self.look_at_host(Instant::now());
-        }
+        self.look_at_host(Instant::now());
     }
 
     fn kernel_stats(&mut self) -> BTreeMap<u32, KernelStats> {

@@ -42,6 +42,21 @@ pub struct ObserveArgs {
     /// Interfaces and cgroups that can be observed at a time; each takes 1 KiB of kernel memory per CPU
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65535))]
     pub max_interfaces: u32,
+    /// Flows that are counted apart at a time, about; each takes 150 bytes of kernel memory; 0: no flows
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(..=16_777_216))]
+    pub max_flows: u32,
+    /// How often flows are read from the kernel and those without packets taken back
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    pub flow_interval: Duration,
+    /// A flow without a packet for so long is over
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
+    pub flow_idle: Duration,
+    /// Edges between containers that are kept apart; what is over is added up as other
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub max_edges: usize,
+    /// Addresses (CIDR) that are the cluster's; may be repeated
+    #[arg(long = "cluster-cidr", value_name = "CIDR", value_parser = cidr)]
+    pub cluster_cidrs: Vec<String>,
     /// Let the kernel programs log what is odd about packets (NETOBS_LOG=debug shows it)
     #[arg(long)]
     pub log_programs: bool,
@@ -140,6 +155,19 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
     }
     humantime::parse_duration(text).map_err(|error| format!("{error}; examples: 500ms, 2s, 5m"))
+}
+
+/// `10.0.0.0/8`, `fd00::/8`.
+fn cidr(text: &str) -> Result<String, String> {
+    let valid = text.split_once('/').is_some_and(|(address, length)| {
+        let bits = match address.parse() {
+            Ok(std::net::IpAddr::V4(_)) => 32,
+            Ok(std::net::IpAddr::V6(_)) => 128,
+            Err(_) => return false,
+        };
+        length.parse::<u32>().is_ok_and(|length| length <= bits)
+    });
+    if valid { Ok(text.to_owned()) } else { Err("not a CIDR like 10.0.0.0/8 or fd00::/8".to_owned()) }
 }
 
 /// A duration that can be waited for: nothing is shown more often than 20 times a second.

@@ -16,7 +16,9 @@ use crate::{
     cli::ObserveArgs,
     demo::World,
     discovery::engine::{self, EngineTask},
-    doctor, privileges,
+    doctor,
+    model::flow::FlowOptions,
+    privileges,
 };
 
 /// How long a single answer waits for the engines to tell their containers.
@@ -68,6 +70,13 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
         mode: args.attach,
         log_programs: args.log_programs,
         grace: args.grace,
+        flows: FlowOptions {
+            max_flows: args.max_flows as usize,
+            idle: args.flow_idle,
+            max_edges: args.max_edges,
+            cluster: args.cluster_cidrs.clone(),
+        },
+        flow_interval: args.flow_interval,
         engines,
         proc_root: PathBuf::from("/proc"),
         known: demo.map(|world| (world.containers, world.networks)),

@@ -4,15 +4,15 @@
 mod attach;
 mod clsact;
 mod directory;
+mod flows;
 mod log;
 mod mapping;
 mod object;
 mod observer;
-mod ports;
 mod slots;
 
 pub use attach::AttachMode;
 pub use clsact::remove_leftovers;
+pub use flows::wait_for_programs;
 pub use object::{LoadError, Options};
 pub use observer::{AttachError, Observer};
-pub use ports::Port;

@@ -1,6 +1,10 @@
 //! The loaded object: its programs and maps.
 
-use std::{io, os::fd::AsFd as _};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
 
 #[expect(deprecated, reason = "the newer map needs the task's cgroup, and kernel 6.2")]
 use aya::maps::{CgroupStorage, CgroupStorageKey};
@@ -9,14 +13,14 @@ use aya::{
     maps::{HashMap, Map, MapData},
     programs::{CgroupSkb, ProgramError, ProgramFd, SchedClassifier},
 };
-use netobs_common::{Counters, DIRECTIONS, IFACE_CELLS};
+use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS};
 
 use super::{
     attach::{AttachMode, Programs, cgroup_hook},
     directory::Directory,
+    flows::{self, Flows, Size},
     log::{self, LogThread},
     mapping::Mapping,
-    ports::Ports,
 };
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
@@ -28,6 +32,8 @@ pub struct Options {
     /// possible CPU. At most 65,535: filters carry the slot in 16 bits.
     pub max_interfaces: u32,
     pub mode: AttachMode,
+    /// Flows that can be counted apart at a time, about; 0: no flows, and nothing of them in the programs.
+    pub max_flows: u32,
     /// Programs log what is odd about packets, for diagnosing them; costs when on.
     pub log: bool,
 }
@@ -54,20 +60,21 @@ pub enum LoadError {
 
 /// Programs and maps as they are in the kernel; gone when dropped.
 pub struct Object {
-    ingress: Direction,
-    egress: Direction,
+    container: [Pair; 2],
+    bridge: [Pair; 2],
+    cgroup: [ProgramFd; 2],
     #[expect(deprecated, reason = "as above")]
     cgroups: CgroupStorage<MapData, u64>,
     pub counters: Mapping,
-    pub ports: Ports,
+    /// None where they are not asked for.
+    pub flows: Option<Flows>,
     pub cpus: u32,
     _log: Option<LogThread>,
 }
 
-struct Direction {
+struct Pair {
     filter: ProgramFd,
     tcx: ProgramFd,
-    cgroup: ProgramFd,
 }
 
 impl Object {
@@ -76,37 +83,59 @@ impl Object {
             .unwrap_or(u32::MAX);
         let max_interfaces = options.max_interfaces;
         let log_level = log::level(options.log);
-        let mut ebpf = EbpfLoader::new()
+        let size = Size::new(options.max_flows, cpus);
+        let flow_mask = size.map_or(0, |size| size.cells_per_cpu - 1);
+        let flow_seed = RandomState::new().hash_one(max_interfaces);
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(None)
             .override_global("AYA_LOG_LEVEL", &log_level, true)
             .override_global("MAX_INTERFACES", &max_interfaces, true)
+            .override_global("FLOW_MASK", &flow_mask, true)
+            .override_global("FLOW_SEED", &flow_seed, true)
             .map_max_entries("COUNTERS", cpus * max_interfaces * DIRECTIONS)
-            .map_max_entries("CROWDED", max_interfaces)
-            .load(OBJECT)?;
-        let ingress = Direction {
-            filter: classifier(&mut ebpf, "netobs_ingress")?,
-            tcx: classifier(&mut ebpf, "netobs_tcx_ingress")?,
-            cgroup: cgroup_skb(&mut ebpf, "netobs_cgroup_in")?,
-        };
-        let egress = Direction {
-            filter: classifier(&mut ebpf, "netobs_egress")?,
-            tcx: classifier(&mut ebpf, "netobs_tcx_egress")?,
-            cgroup: cgroup_skb(&mut ebpf, "netobs_cgroup_out")?,
-        };
+            .map_max_entries("CROWDED", max_interfaces);
+        if let Some(size) = size {
+            for (map, entries) in [
+                ("FLOW_CELLS", size.cells()),
+                ("FLOW_OWNERS", size.cells()),
+                ("OVERFLOW_EVEN", size.overflow),
+                ("OVERFLOW_ODD", size.overflow),
+            ] {
+                loader.map_max_entries(map, entries);
+            }
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        let container = [
+            pair(&mut ebpf, "netobs_ingress", "netobs_tcx_ingress")?,
+            pair(&mut ebpf, "netobs_egress", "netobs_tcx_egress")?,
+        ];
+        let bridge = [
+            pair(&mut ebpf, "netobs_br_ingress", "netobs_br_tcx_in")?,
+            pair(&mut ebpf, "netobs_br_egress", "netobs_br_tcx_out")?,
+        ];
+        let cgroup =
+            [cgroup_skb(&mut ebpf, "netobs_cgroup_in")?, cgroup_skb(&mut ebpf, "netobs_cgroup_out")?];
         let log = if options.log { Some(LogThread::start(&mut ebpf).map_err(LoadError::Log)?) } else { None };
         let words = (cpus * max_interfaces * DIRECTIONS) as usize * Counters::WORDS;
         let counters = map_array(&ebpf, "COUNTERS", words)?;
         let cells = map_array(&ebpf, "IFACES", IFACE_CELLS as usize)?;
         let directory = Directory::new(cells, HashMap::try_from(take(&mut ebpf, "CROWDED")?)?);
-        let ports = Ports::new(take(&mut ebpf, "PORTS")?, take(&mut ebpf, "CLIENTS")?)?;
+        let flows = size.map(|size| flows(&mut ebpf, size)).transpose()?;
         #[expect(deprecated, reason = "as above")]
         let cgroups = CgroupStorage::try_from(take(&mut ebpf, "CGROUPS")?)?;
-        Ok((Self { ingress, egress, cgroups, counters, ports, cpus, _log: log }, directory))
+        Ok((Self { container, bridge, cgroup, cgroups, counters, flows, cpus, _log: log }, directory))
     }
 
-    pub fn programs(&self, ingress: bool) -> Programs<'_> {
-        let Direction { filter, tcx, cgroup } = if ingress { &self.ingress } else { &self.egress };
-        Programs { filter: filter.as_fd(), tcx: tcx.as_fd(), cgroup: cgroup.as_fd() }
+    /// For an interface of a container, or for a bridge.
+    pub fn programs(&self, bridge: bool, ingress: bool) -> Programs<'_> {
+        let [of_ingress, of_egress] = if bridge { &self.bridge } else { &self.container };
+        let Pair { filter, tcx } = if ingress { of_ingress } else { of_egress };
+        Programs { filter: filter.as_fd(), tcx: tcx.as_fd() }
+    }
+
+    pub fn cgroup_program(&self, ingress: bool) -> BorrowedFd<'_> {
+        self.cgroup[usize::from(!ingress)].as_fd()
     }
 
     /// Tells the programs attached to a cgroup their slot.
@@ -116,6 +145,10 @@ impl Object {
         }
         Ok(())
     }
+}
+
+fn pair(ebpf: &mut Ebpf, filter: &'static str, tcx: &'static str) -> Result<Pair, LoadError> {
+    Ok(Pair { filter: classifier(ebpf, filter)?, tcx: classifier(ebpf, tcx)? })
 }
 
 fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
@@ -143,4 +176,22 @@ fn map_array(ebpf: &Ebpf, name: &'static str, words: usize) -> Result<Mapping, L
         return Err(LoadError::Missing(name));
     };
     Mapping::new(map.fd().as_fd(), words).map_err(LoadError::Mapping)
+}
+
+fn flows(ebpf: &mut Ebpf, size: Size) -> Result<Flows, LoadError> {
+    let cells = size.cells() as usize;
+    let maps = flows::Maps {
+        cells: map_array(ebpf, "FLOW_CELLS", cells * size_of::<FlowCell>() / 8)?,
+        owners: map_array(ebpf, "FLOW_OWNERS", cells * size_of::<FlowOwner>() / 8)?,
+        overflow: [hash_fd(ebpf, "OVERFLOW_EVEN")?, hash_fd(ebpf, "OVERFLOW_ODD")?],
+        epoch: map_array(ebpf, "OVERFLOW_EPOCH", 1)?,
+    };
+    Ok(Flows::new(size, maps))
+}
+
+fn hash_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let Some(Map::HashMap(map)) = ebpf.map(name) else {
+        return Err(LoadError::Missing(name));
+    };
+    map.fd().as_fd().try_clone_to_owned().map_err(LoadError::Mapping)
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
+    net::{IpAddr, Ipv6Addr},
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
@@ -11,18 +12,18 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use netobs_common::{Counters, DIRECTIONS, EGRESS, INGRESS, counter_index};
+use netobs_common::{Counters, EGRESS, INGRESS, counter_index};
 
 use super::{
     attach::{self, AttachMode, Attached},
     clsact,
     directory::Directory,
+    flows::{self, Flow},
     object::{LoadError, Object, Options},
-    ports::Port,
     slots::Slots,
 };
 use crate::{
-    model::{InterfaceKey, PortTraffic},
+    model::{FlowCount, FlowEnd, FlowRecord, InterfaceKey},
     netlink::{Entrance, Netlink},
 };
 
@@ -47,8 +48,6 @@ struct Attachment {
     slot: u32,
     ingress: Attached,
     egress: Attached,
-    /// Published ports that are counted apart.
-    ports: Vec<Port>,
 }
 
 #[derive(Debug)]
@@ -62,6 +61,15 @@ enum Place {
     Cgroup,
 }
 
+/// An attachment that was let go, whose flows have yet to be read.
+#[derive(Debug)]
+struct Leaving {
+    key: InterfaceKey,
+    of_host: bool,
+    /// It was there when the last draining began: a program that was late may have counted until then.
+    drained: bool,
+}
+
 /// Owner of everything that netobs has in the kernel. Dropping it detaches all. It works in the network
 /// namespace of the thread that loaded it.
 pub struct Observer {
@@ -71,6 +79,12 @@ pub struct Observer {
     mode: AttachMode,
     slots: Slots,
     attachments: BTreeMap<InterfaceKey, Attachment>,
+    /// By slot, which nobody else gets until then.
+    leaving: BTreeMap<u32, Leaving>,
+    /// Those of `leaving` that were there when the draining began.
+    gone: BTreeSet<u32>,
+    /// Read while there was nobody to tell.
+    flows: Vec<FlowRecord>,
     /// Interfaces where clsact has no room, by the last survey.
     without_clsact: BTreeSet<u32>,
 }
@@ -89,6 +103,9 @@ impl Observer {
             mode: options.mode,
             slots: Slots::new(options.max_interfaces),
             attachments: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            flows: Vec::new(),
             without_clsact: BTreeSet::new(),
         })
     }
@@ -99,18 +116,19 @@ impl Observer {
 
     /// The loaded program that finds its slot by ifindex, for `BPF_PROG_TEST_RUN`, which has no filter.
     pub fn program(&self, ingress: bool) -> BorrowedFd<'_> {
-        self.object.programs(ingress).tcx
+        self.object.programs(false, ingress).tcx
     }
 
     pub fn attached(&self) -> usize {
         self.attachments.len()
     }
 
-    /// Counts on an interface of the host from now on, under a key that was not used before.
+    /// Counts on an interface of the host from now on, under a key that was not used before. Of a `bridge`
+    /// there are no flows: its packets are in those of the containers.
     ///
     /// # Errors
     /// See [`AttachError`]; nothing stays attached then.
-    pub fn attach(&mut self, key: InterfaceKey, ifindex: u32) -> Result<(), AttachError> {
+    pub fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError> {
         let mode = match self.mode {
             AttachMode::Auto if self.without_clsact.contains(&ifindex) => AttachMode::Tcx,
             mode => mode,
@@ -121,7 +139,7 @@ impl Observer {
             let attached = both(
                 netlink,
                 |netlink, ingress| {
-                    attach::attach(netlink, object.programs(ingress), mode, ifindex, ingress, slot)
+                    attach::attach(netlink, object.programs(bridge, ingress), mode, ifindex, ingress, slot)
                 },
                 attach::detach,
             );
@@ -148,7 +166,7 @@ impl Observer {
             let attached = both(
                 netlink,
                 |netlink, ingress| {
-                    let programs = observer.object.programs(ingress);
+                    let programs = observer.object.programs(false, ingress);
                     attach::add_filter(netlink, programs, ifindex, ingress, slot)
                 },
                 attach::detach,
@@ -166,7 +184,7 @@ impl Observer {
             let attached = both(
                 &mut observer.netlink,
                 |_, ingress| {
-                    let program = observer.object.programs(ingress).cgroup;
+                    let program = observer.object.cgroup_program(ingress);
                     attach::cgroup_link(program, cgroup.as_fd(), ingress)
                 },
                 |_, attached| drop(attached),
@@ -184,11 +202,10 @@ impl Observer {
         key: InterfaceKey,
         attach: impl FnOnce(&mut Self, u32) -> Result<(Place, [Attached; 2]), AttachError>,
     ) -> Result<(), AttachError> {
-        let slot = self.slots.take().ok_or_else(|| AttachError::Full(self.slots.capacity()))?;
+        let slot = self.take_slot().ok_or_else(|| AttachError::Full(self.slots.capacity()))?;
         match attach(self, slot) {
             Ok((place, [ingress, egress])) => {
-                let attachment = Attachment { place, slot, ingress, egress, ports: Vec::new() };
-                self.attachments.insert(key, attachment);
+                self.attachments.insert(key, Attachment { place, slot, ingress, egress });
                 Ok(())
             }
             Err(error) => {
@@ -196,6 +213,22 @@ impl Observer {
                 Err(error)
             }
         }
+    }
+
+    /// A free slot; if all that is left waits for its flows to be read, they are read now.
+    fn take_slot(&mut self) -> Option<u32> {
+        for _ in 0..2 {
+            if let Some(slot) = self.slots.take() {
+                return Some(slot);
+            }
+            if self.leaving.is_empty() {
+                return None;
+            }
+            self.begin_flows();
+            flows::wait_for_programs();
+            self.flows = self.finish_flows();
+        }
+        self.slots.take()
     }
 
     /// Looks at what others have on the interfaces, before a number of them are attached.
@@ -215,10 +248,11 @@ impl Observer {
         clsact::remove_leftovers(&mut self.netlink, ifindex)
     }
 
-    /// Lets an attachment go: its counters, ingress then egress, and those of its published ports, as they
-    /// were at the end. None if the key is not attached.
-    pub fn detach(&mut self, key: InterfaceKey) -> Option<([Counters; 2], Vec<PortTraffic>)> {
-        let Attachment { place, slot, ingress, egress, ports } = self.attachments.remove(&key)?;
+    /// Lets an attachment go: its counters, ingress then egress, as they were at the end. Its flows are told
+    /// of when they are next read. None if the key is not attached.
+    pub fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
+        let Attachment { place, slot, ingress, egress } = self.attachments.remove(&key)?;
+        let of_host = matches!(place, Place::Host { .. });
         match place {
             Place::Host { ifindex } => {
                 attach::detach(&mut self.netlink, ingress);
@@ -234,9 +268,12 @@ impl Observer {
             }
             Place::Cgroup => drop((ingress, egress)),
         }
-        let last = (self.read_slot(slot), self.object.ports.read(slot, &ports));
-        self.object.ports.remove(slot, &ports);
-        self.clear(slot);
+        let last = self.read_slot(slot);
+        if self.object.flows.is_some() {
+            self.leaving.insert(slot, Leaving { key, of_host, drained: false });
+        } else {
+            self.clear(slot);
+        }
         Some(last)
     }
 
@@ -250,45 +287,55 @@ impl Observer {
         self.attachments.iter().map(|(key, attachment)| (*key, self.read_slot(attachment.slot)))
     }
 
-    /// From now on counts these ports of the container behind a host's interface apart, and no others.
-    /// What was counted of those that stay goes on.
-    ///
-    /// # Errors
-    /// When there is no room for so many ports; those there was room for are counted.
-    pub fn publish(&mut self, key: InterfaceKey, ports: Vec<Port>) -> Result<(), aya::maps::MapError> {
-        let Some(attachment) = self.attachments.get_mut(&key) else { return Ok(()) };
-        let slot = attachment.slot;
-        let (old, added): (Vec<Port>, Vec<Port>) =
-            ports.iter().partition(|port| attachment.ports.contains(port));
-        let ended: Vec<Port> =
-            attachment.ports.iter().filter(|port| !ports.contains(port)).copied().collect();
-        self.object.ports.remove(slot, &ended);
-        attachment.ports = old;
-        let mut result = Ok(());
-        for port in added {
-            match self.object.ports.add(slot, port) {
-                Ok(()) => attachment.ports.push(port),
-                Err(error) => result = Err(error),
-            }
+    /// Begins to read flows. Then [`flows::wait_for_programs`], for which the observer need not be held, and
+    /// then [`Self::finish_flows`].
+    pub fn begin_flows(&mut self) {
+        self.gone = self.leaving.keys().copied().collect();
+        if let Some(flows) = &mut self.object.flows {
+            flows.begin();
         }
-        let any = u64::from(!attachment.ports.is_empty());
-        for cpu in 0..self.object.cpus {
-            for direction in 0..DIRECTIONS {
-                if let [published, ..] = self.block(cpu, slot, direction) {
-                    published.store(any, Ordering::Relaxed);
-                }
-            }
-        }
-        result
     }
 
-    /// What passed published ports since they were, by attachment.
-    pub fn read_ports(&self) -> Vec<(InterfaceKey, Vec<PortTraffic>)> {
-        self.attachments
-            .iter()
-            .filter(|(_, attachment)| !attachment.ports.is_empty())
-            .map(|(key, attachment)| (*key, self.object.ports.read(attachment.slot, &attachment.ports)))
-            .collect()
+    /// What flows in cells have counted since they were last read; without any waiting.
+    pub fn peek_flows(&mut self) -> Vec<FlowRecord> {
+        let mut records = std::mem::take(&mut self.flows);
+        let interfaces = self.interfaces_by_slot();
+        if let Some(flows) = &mut self.object.flows {
+            flows.peek(|flow| records.extend(interfaces.record(&flow)));
+        }
+        records
+    }
+
+    /// What flows have counted since they were last read.
+    pub fn finish_flows(&mut self) -> Vec<FlowRecord> {
+        let mut records = std::mem::take(&mut self.flows);
+        let interfaces = self.interfaces_by_slot();
+        let Some(flows) = &mut self.object.flows else { return records };
+        let read = flows.finish(&self.gone, |flow| records.extend(interfaces.record(&flow)));
+        if let Err(error) = read {
+            tracing::warn!(%error, "read the flows that found no cell");
+        }
+        let mut over = Vec::new();
+        for slot in std::mem::take(&mut self.gone) {
+            match self.leaving.get_mut(&slot) {
+                Some(leaving) if leaving.drained => over.push(slot),
+                Some(leaving) => leaving.drained = true,
+                None => {}
+            }
+        }
+        for slot in over {
+            self.leaving.remove(&slot);
+            self.clear(slot);
+        }
+        records
+    }
+
+    fn interfaces_by_slot(&self) -> BySlot {
+        let attached = self.attachments.iter().map(|(key, attachment)| {
+            (attachment.slot, (*key, matches!(attachment.place, Place::Host { .. })))
+        });
+        let leaving = self.leaving.iter().map(|(slot, leaving)| (*slot, (leaving.key, leaving.of_host)));
+        BySlot(attached.chain(leaving).collect())
     }
 
     /// Zeroes a slot for whoever has it next.
@@ -340,6 +387,51 @@ fn both(
             Err(failed("egress", error))
         }
     }
+}
+
+/// Attachments by slot, and whether they are to interfaces of the host.
+struct BySlot(BTreeMap<u32, (InterfaceKey, bool)>);
+
+impl BySlot {
+    fn record(&self, flow: &Flow) -> Option<FlowRecord> {
+        let (key, of_host) = self.0.get(&u32::from(flow.key.slot))?;
+        Some(record(*key, *of_host, flow))
+    }
+}
+
+/// A flow from the container's side. On the host's end of a pair, what it receives the container has sent.
+fn record(interface: InterfaceKey, of_host: bool, flow: &Flow) -> FlowRecord {
+    let key = &flow.key;
+    let is_icmp = matches!(key.protocol, ICMP | ICMPV6);
+    let a = FlowEnd { address: address(key.a), port: key.a_port };
+    let b = FlowEnd { address: address(key.b), port: key.b_port };
+    let [ingress, egress] = flow.counts.map(|count| FlowCount {
+        packets: count.packets,
+        bytes: count.bytes,
+        wire_packets: count.packets + count.unfolded,
+        wire_bytes: count.bytes + count.unfolded_bytes,
+    });
+    let [ingress_flags, egress_flags] = flow.flags;
+    let (mut local, mut remote, rx, tx, rx_flags, tx_flags) = if of_host {
+        (a, b, egress, ingress, egress_flags, ingress_flags)
+    } else {
+        (b, a, ingress, egress, ingress_flags, egress_flags)
+    };
+    if is_icmp {
+        // Not the ends' but the message's, whichever way it goes.
+        (local.port, remote.port) = (key.a_port, key.b_port);
+    }
+    let (first, last) = (flow.first, flow.last);
+    FlowRecord { interface, local, remote, protocol: key.protocol, rx, tx, rx_flags, tx_flags, first, last }
+}
+
+/// IANA protocol numbers.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// IPv4 from its form in IPv6.
+fn address(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
 }
 
 impl Drop for Observer {

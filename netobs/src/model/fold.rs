@@ -190,10 +190,6 @@ impl State {
         if entry.info.published.is_empty() {
             return Vec::new();
         }
-        let mut totals = entry.retired_ports.clone();
-        for (live, _) in owned {
-            totals.add(&live.ports);
-        }
         let is_on = |network: &&NetworkInfo| {
             entry.info.endpoints.iter().any(|endpoint| endpoint.network_id == network.id)
         };
@@ -202,7 +198,8 @@ impl State {
             proxies: &self.proxies,
             subnets: self.networks.values().filter(is_on).flat_map(|network| &network.subnets).collect(),
         };
-        totals.fold(&entry.info, &surroundings)
+        let counted = self.flows.is_on() && (!owned.is_empty() || !entry.retired.is_empty());
+        entry.ports.fold(&entry.info, counted, &surroundings)
     }
 
     fn why_unobserved(&self, entry: &ContainerEntry, interfaces: &[ContainerInterface]) -> Option<String> {

@@ -5,20 +5,17 @@ use std::{
     net::IpAddr,
 };
 
-use netobs_common::PortCounters;
-
 use super::{
     snapshot::{Binding, Client, PortCount, Published, PublishedTraffic, SHOWN_CLIENTS, Subnet, Via},
-    update::{ContainerInfo, PortTraffic, Protocol, Proxy},
+    update::{ContainerInfo, FlowCount, Protocol, Proxy},
 };
 
-/// Clients that are kept of each port of a container whose interfaces are gone; what others counted stays in
-/// the port's total.
-const KEPT_CLIENTS: usize = 1024;
+/// Clients that are kept of each port; what others counted stays in the port's total.
+const KEPT_CLIENTS: usize = 4096;
 
-/// By protocol and the container's port: all of it, and that of each client that is told apart.
+/// By protocol (IANA number) and the container's port: all of it, and that of each client that is told apart.
 #[derive(Clone, Debug, Default)]
-pub struct PortTotals(BTreeMap<(Protocol, u16), Totals>);
+pub struct PortTotals(BTreeMap<(u8, u16), Totals>);
 
 #[derive(Clone, Debug, Default)]
 struct Totals {
@@ -27,20 +24,28 @@ struct Totals {
 }
 
 impl PortTotals {
-    pub fn add(&mut self, ports: &[PortTraffic]) {
-        for port in ports {
-            let totals = self.0.entry((port.protocol, port.port)).or_default();
-            totals.all += port.traffic.into();
-            for client in &port.clients {
-                if totals.clients.len() < KEPT_CLIENTS || totals.clients.contains_key(&client.address) {
-                    *totals.clients.entry(client.address).or_default() += client.traffic.into();
-                }
-            }
+    pub fn add(&mut self, protocol: u8, port: u16, client: IpAddr, rx: FlowCount, tx: FlowCount) {
+        let count = PortCount {
+            rx_packets: rx.packets,
+            rx_bytes: rx.bytes,
+            tx_packets: tx.packets,
+            tx_bytes: tx.bytes,
+        };
+        let totals = self.0.entry((protocol, port)).or_default();
+        totals.all += count;
+        if totals.clients.len() < KEPT_CLIENTS || totals.clients.contains_key(&client) {
+            *totals.clients.entry(client).or_default() += count;
         }
     }
 
     /// A container's published ports as they are shown.
-    pub fn fold(&self, container: &ContainerInfo, surroundings: &Surroundings<'_>) -> Vec<Published> {
+    /// `counted`: whether there can be any traffic; where there cannot, none is told of, not even that it is 0.
+    pub fn fold(
+        &self,
+        container: &ContainerInfo,
+        counted: bool,
+        surroundings: &Surroundings<'_>,
+    ) -> Vec<Published> {
         let mut bindings: BTreeMap<(Protocol, u16), Vec<Binding>> = BTreeMap::new();
         for port in &container.published {
             let binding = Binding { address: port.host_address, port: port.host_port };
@@ -49,7 +54,10 @@ impl PortTotals {
         bindings
             .into_iter()
             .map(|((protocol, container_port), bindings)| {
-                let traffic = self.0.get(&(protocol, container_port)).map(|totals| {
+                let traffic = counted.then(|| {
+                    let Some(totals) = self.0.get(&(protocol.number(), container_port)) else {
+                        return PublishedTraffic::default();
+                    };
                     let proxied =
                         container.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| {
                             let proxy = Proxy { protocol, container_address: *address, container_port };
@@ -144,17 +152,6 @@ impl std::ops::AddAssign for PortCount {
         self.rx_bytes += other.rx_bytes;
         self.tx_packets += other.tx_packets;
         self.tx_bytes += other.tx_bytes;
-    }
-}
-
-impl From<PortCounters> for PortCount {
-    fn from(counters: PortCounters) -> Self {
-        Self {
-            rx_packets: counters.rx.packets,
-            rx_bytes: counters.rx.bytes,
-            tx_packets: counters.tx.packets,
-            tx_bytes: counters.tx.bytes,
-        }
     }
 }
 

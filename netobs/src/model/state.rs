@@ -12,12 +12,13 @@ use std::{
 use netobs_common::Counters;
 
 use super::{
+    flow::{ByClass, FlowOptions, Table},
     published::PortTotals,
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
-    traffic::Traffic,
+    traffic::{Count, Traffic},
     update::{
         ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
-        Namespace, NetworkInfo, Owner, Place, PortTraffic, Proxy, PublishedPort, Sample, Update,
+        Namespace, NetworkInfo, Owner, Place, Proxy, PublishedPort, Sample, Update,
     },
 };
 
@@ -44,6 +45,11 @@ pub struct State {
     moved_into: BTreeSet<i32>,
     pub(super) host_addresses: BTreeSet<IpAddr>,
     pub(super) proxies: BTreeSet<Proxy>,
+    pub(super) flows: Table,
+    /// CIDRs of the cluster.
+    pub(super) cluster: Vec<String>,
+    /// Received and sent by flows of which it never became known whose they were.
+    pub(super) unclassified: [Count; 2],
     pub(super) degraded: BTreeMap<&'static str, String>,
     pub(super) attach_latency: Latency,
     pub(super) event_overruns: u64,
@@ -67,8 +73,6 @@ pub(super) struct InterfaceEntry {
     /// Last network that it was seen on: a veth loses its bridge a moment before it goes.
     pub network: Option<String>,
     pub ended: Option<Instant>,
-    /// What passed published ports of the container behind it.
-    pub ports: Vec<PortTraffic>,
 }
 
 #[derive(Debug, Default)]
@@ -77,8 +81,10 @@ pub(super) struct ContainerEntry {
     pub namespace: Option<Namespace>,
     /// What interfaces that are gone have counted, by name inside and network.
     pub retired: BTreeMap<(String, Option<String>), Retired>,
-    /// What passed its published ports by interfaces that are gone.
-    pub retired_ports: PortTotals,
+    /// What its flows have counted, by where they go.
+    pub classes: ByClass,
+    /// What passed its published ports.
+    pub ports: PortTotals,
     /// It was seen alive by this run; one that had exited before is not shown.
     pub lived: bool,
     pub ended: Option<Instant>,
@@ -112,12 +118,23 @@ impl State {
             moved_into: BTreeSet::new(),
             host_addresses: BTreeSet::new(),
             proxies: BTreeSet::new(),
+            flows: Table::new(FlowOptions::default()),
+            cluster: Vec::new(),
+            unclassified: Default::default(),
             degraded: BTreeMap::new(),
             attach_latency: Latency::default(),
             event_overruns: 0,
             last_sample: None,
             interval: None,
         }
+    }
+
+    /// The same with other bounds of what is kept of flows.
+    #[must_use]
+    pub fn with_flows(mut self, options: FlowOptions) -> Self {
+        self.cluster.clone_from(&options.cluster);
+        self.flows = Table::new(options);
+        self
     }
 
     pub fn apply(&mut self, update: Update, now: Instant) {
@@ -140,7 +157,7 @@ impl State {
                 }
                 self.refresh_networks();
             }
-            Update::Detached(sample, ports) => self.detached(&sample, ports, now),
+            Update::Detached(sample) => self.detached(&sample, now),
             Update::AttachFailed { what, name, reason } => {
                 self.unattached.insert(what, (name, reason));
             }
@@ -155,17 +172,9 @@ impl State {
                 }
                 self.interval = self.last_sample.replace(now).map(|last| now.duration_since(last));
             }
-            Update::Published(all) => {
-                for (key, ports) in all {
-                    if let Some(entry) = self.interfaces.get_mut(&key) {
-                        entry.ports = ports;
-                    }
-                }
-            }
-            Update::Host { addresses, proxies } => {
-                self.host_addresses = addresses;
-                self.proxies = proxies;
-            }
+            Update::Flows(records) => self.flows(&records),
+            Update::HostAddresses(addresses) => self.host_addresses = addresses,
+            Update::Proxies(proxies) => self.proxies = proxies,
             Update::Engine(status) => {
                 self.engines.insert(status.name.clone(), status);
             }
@@ -198,6 +207,7 @@ impl State {
     pub fn expire(&mut self, now: Instant) {
         let grace = self.grace;
         let over = |ended: Option<Instant>| ended.is_some_and(|at| now.duration_since(at) >= grace);
+        self.expire_flows(now);
         self.interfaces.retain(|_, entry| !over(entry.ended));
         self.containers.retain(|_, entry| {
             // One that still exists may be started again, and its counters go on then.
@@ -240,17 +250,21 @@ impl State {
         })
     }
 
-    /// Published ports of the containers behind the host's interfaces, by attachment.
-    pub fn published(&self) -> BTreeMap<InterfaceKey, &[PublishedPort]> {
-        self.interfaces
+    /// Published ports of the containers that run, by container.
+    pub fn published(&self) -> BTreeMap<String, Vec<PublishedPort>> {
+        self.publishing().map(|(id, ports)| (id.to_owned(), ports.to_vec())).collect()
+    }
+
+    /// Whether these are the published ports.
+    pub fn has_published(&self, ports: &BTreeMap<String, Vec<PublishedPort>>) -> bool {
+        self.publishing().eq(ports.iter().map(|(id, ports)| (id.as_str(), ports.as_slice())))
+    }
+
+    fn publishing(&self) -> impl Iterator<Item = (&str, &[PublishedPort])> {
+        self.containers
             .iter()
-            .filter(|(_, entry)| entry.info.place == Place::Host && entry.ended.is_none())
-            .filter_map(|(key, entry)| {
-                let container = self.containers.get(&entry.owner.as_ref()?.container)?;
-                Some((*key, container.info.published.as_slice()))
-            })
-            .filter(|(_, ports)| !ports.is_empty())
-            .collect()
+            .filter(|(_, entry)| is_live(&entry.info) && !entry.info.published.is_empty())
+            .map(|(id, entry)| (id.as_str(), entry.info.published.as_slice()))
     }
 
     /// First processes of the containers that one engine told of.
@@ -307,10 +321,12 @@ impl State {
         self.containers.contains_key(id)
     }
 
-    fn detached(&mut self, sample: &Sample, ports: Vec<PortTraffic>, now: Instant) {
+    fn detached(&mut self, sample: &Sample, now: Instant) {
+        if let Some(point) = self.point(sample.key) {
+            self.flows.end(sample.key, point, now);
+        }
         let Some(mut entry) = self.interfaces.remove(&sample.key) else { return };
         entry.sample(sample, now);
-        entry.ports = ports;
         entry.rates = None;
         entry.ended = Some(now);
         if let Some(owner) = &entry.owner
@@ -472,7 +488,6 @@ impl InterfaceEntry {
             owner: None,
             network: None,
             ended: None,
-            ports: Vec::new(),
         }
     }
 
@@ -563,7 +578,6 @@ impl ContainerEntry {
         retired.inner = owner.inner.clone();
         retired.kind = Some(entry.info.kind);
         retired.place = Some(entry.info.place);
-        self.retired_ports.add(&entry.ports);
     }
 }
 
