@@ -35,8 +35,9 @@ pub struct State {
     pub(super) containers: BTreeMap<String, ContainerEntry>,
     /// By engine and ID.
     pub(super) networks: BTreeMap<(String, String), NetworkInfo>,
+    /// By endpoint: what an engine is called is known when it answers.
     pub(super) engines: BTreeMap<String, EngineStatus>,
-    /// Engines that have told all their containers since they were connected.
+    /// Names of engines that have told all their containers.
     listed: BTreeSet<String>,
     /// By what it is: name and reason.
     pub(super) unattached: BTreeMap<String, (String, String)>,
@@ -167,7 +168,7 @@ impl State {
                 self.proxies = proxies;
             }
             Update::Engine(status) => {
-                self.engines.insert(status.name.clone(), status);
+                self.engines.insert(status.endpoint.clone(), status);
             }
             Update::Containers { engine, containers } => self.all_containers(&engine, containers, now),
             Update::Container(info) => self.container(info, now),
@@ -291,10 +292,11 @@ impl State {
         (info.place == Place::Host).then_some(info.ifindex)
     }
 
-    /// Whether each of these engines has told its containers, or why it cannot.
-    pub fn settled(&self, engines: &[String]) -> bool {
-        engines.iter().all(|name| {
-            self.listed.contains(name) || self.engines.get(name).is_some_and(|status| !status.connected)
+    /// Whether the engine at each of these endpoints has told its containers, or why it cannot.
+    pub fn settled(&self, endpoints: &[String]) -> bool {
+        endpoints.iter().all(|endpoint| {
+            let status = self.engines.get(endpoint);
+            status.is_some_and(|status| !status.connected || self.listed.contains(&status.name))
         })
     }
 

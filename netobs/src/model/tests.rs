@@ -6,7 +6,8 @@ use netobs_common::{Count, Counters, class, l4};
 
 use super::{
     Baseline, Container, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey,
-    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update, state::PROC,
+    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update,
+    snapshot::EngineStatus, state::PROC,
 };
 
 const GRACE: Duration = Duration::from_secs(300);
@@ -256,8 +257,23 @@ fn an_engines_list_is_complete_and_proc_knows_less() {
     let nameless = ContainerInfo { name: String::new(), engine: PROC.to_owned(), ..running("stays", 2) };
     model.apply(Update::Container(nameless));
     assert_eq!(model.container("stays").expect("keeps its name").engine, "docker");
-    assert!(model.state.settled(&["docker".to_owned()]));
-    assert!(!model.state.settled(&["podman".to_owned()]));
+    let endpoint = "unix:///docker.sock".to_owned();
+    assert!(!model.state.settled(std::slice::from_ref(&endpoint)), "nobody knows yet who is there");
+    let mut status = EngineStatus {
+        name: "docker".to_owned(),
+        endpoint: endpoint.clone(),
+        connected: true,
+        ..EngineStatus::default()
+    };
+    model.apply(Update::Engine(status.clone()));
+    assert!(model.state.settled(std::slice::from_ref(&endpoint)));
+    status.name = "podman".to_owned();
+    model.apply(Update::Engine(status.clone()));
+    assert_eq!(model.snapshot().engines, [status.clone()], "one engine, by its new name");
+    assert!(!model.state.settled(std::slice::from_ref(&endpoint)), "it has not told its containers");
+    status.connected = false;
+    model.apply(Update::Engine(status));
+    assert!(model.state.settled(&[endpoint]));
 }
 
 #[test]
