@@ -75,7 +75,7 @@ pub struct Agent {
     netlink: Netlink,
     updates: mpsc::Receiver<Update>,
     proc_root: PathBuf,
-    /// Names of the engines that are asked.
+    /// Endpoints of the engines that are asked.
     engines: Vec<String>,
     /// Namespaces without a known container: when to look again, and the pause after that.
     retries: BTreeMap<i32, (Instant, Duration)>,
@@ -133,7 +133,7 @@ impl Agent {
             }
         }
         let attacher = attacher.join().map_err(|_| io::Error::other("the attaching thread failed"))??;
-        let engines = config.engines.iter().map(|engine| engine.name.clone()).collect();
+        let engines = config.engines.iter().map(EngineTask::endpoint).collect();
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
         }

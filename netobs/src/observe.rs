@@ -90,20 +90,17 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
 /// For an address that is not a local socket.
 pub fn engines(named: &[String]) -> anyhow::Result<Vec<EngineTask>> {
     if named.is_empty() {
-        return Ok(engine::default_sockets());
+        return Ok(engine::default_tasks());
     }
-    named
-        .iter()
-        .map(|address| {
-            let path = address.strip_prefix("unix://").unwrap_or(address);
-            anyhow::ensure!(
-                path.starts_with('/'),
-                "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
-            );
-            let name = if path.contains("podman") { "podman" } else { "docker" };
-            Ok(EngineTask { name: name.to_owned(), socket: PathBuf::from(path) })
-        })
-        .collect()
+    let sockets = named.iter().map(|address| {
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        anyhow::ensure!(
+            path.starts_with('/'),
+            "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
+        );
+        Ok(PathBuf::from(path))
+    });
+    Ok(engine::tasks(sockets.collect::<anyhow::Result<Vec<_>>>()?))
 }
 
 /// Whether nobody reads our pipe any more: as long as there is nothing to write (CSV without containers, a

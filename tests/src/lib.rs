@@ -7,6 +7,7 @@ pub mod docker;
 pub mod http;
 pub mod kernel;
 pub mod netns;
+pub mod podman;
 pub mod pretend;
 pub mod program;
 pub mod test_run;

@@ -110,7 +110,9 @@ impl Surroundings<'_> {
             });
         if is_gateway && proxied {
             Via::DockerProxy
-        } else if is_gateway || self.host_addresses.contains(&client) {
+        } else if is_gateway {
+            Via::Gateway
+        } else if self.host_addresses.contains(&client) {
             Via::Host
         } else if on_network {
             Via::Network
@@ -239,6 +241,6 @@ mod tests {
         let without = Surroundings { proxies: &no_proxies, ..surroundings };
         let published = totals.fold(&container, &without);
         let via = &published[0].traffic.as_ref().expect("counted").via;
-        assert!(!via.contains_key(&Via::DockerProxy), "no proxy, then it is the host: {via:?}");
+        assert!(via.contains_key(&Via::Gateway) && !via.contains_key(&Via::DockerProxy), "no proxy: {via:?}");
     }
 }

@@ -123,6 +123,8 @@ pub enum Via {
     DockerProxy,
     /// The host itself.
     Host,
+    /// The network's gateway: the host itself, or what it passes on as if it were its own (masquerading).
+    Gateway,
     /// A container on the same network, to the container's own address: not through the host's port.
     Network,
     /// Clients that there was no room for: known is how much, not from where.
@@ -135,6 +137,7 @@ impl Via {
             Self::Client => "client",
             Self::DockerProxy => "docker-proxy",
             Self::Host => "host",
+            Self::Gateway => "gateway",
             Self::Network => "network",
             Self::Unknown => "unknown",
         }

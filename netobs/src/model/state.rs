@@ -36,8 +36,9 @@ pub struct State {
     pub(super) containers: BTreeMap<String, ContainerEntry>,
     /// By engine and ID.
     pub(super) networks: BTreeMap<(String, String), NetworkInfo>,
+    /// By endpoint: what an engine is called is known when it answers.
     pub(super) engines: BTreeMap<String, EngineStatus>,
-    /// Engines that have told all their containers since they were connected.
+    /// Names of engines that have told all their containers.
     listed: BTreeSet<String>,
     /// By what it is: name and reason.
     pub(super) unattached: BTreeMap<String, (String, String)>,
@@ -176,21 +177,31 @@ impl State {
             Update::HostAddresses(addresses) => self.host_addresses = addresses,
             Update::Proxies(proxies) => self.proxies = proxies,
             Update::Engine(status) => {
-                self.engines.insert(status.name.clone(), status);
+                self.engines.insert(status.endpoint.clone(), status);
             }
-            Update::Containers { engine, containers } => self.all_containers(&engine, containers, now),
-            Update::Container(info) => self.container(info, now),
+            Update::Containers { engine, containers } => {
+                self.all_containers(&engine, containers, now);
+                self.learn_bridges();
+            }
+            Update::Container(info) => {
+                self.container(info, now);
+                self.learn_bridges();
+            }
             Update::Removed { id } => {
                 if let Some(entry) = self.containers.get_mut(&id) {
                     entry.removed(now);
                 }
             }
-            Update::Namespace { id, namespace } => self.namespace(&id, namespace),
+            Update::Namespace { id, namespace } => {
+                self.namespace(&id, namespace);
+                self.learn_bridges();
+            }
             Update::Networks { engine, networks } => {
                 self.networks.retain(|(of, _), _| *of != engine);
                 for network in networks {
                     self.networks.insert((engine.clone(), network.id.clone()), network);
                 }
+                self.learn_bridges();
                 self.refresh_networks();
             }
             Update::EventsLost => self.event_overruns += 1,
@@ -305,10 +316,11 @@ impl State {
         (info.place == Place::Host).then_some(info.ifindex)
     }
 
-    /// Whether each of these engines has told its containers, or why it cannot.
-    pub fn settled(&self, engines: &[String]) -> bool {
-        engines.iter().all(|name| {
-            self.listed.contains(name) || self.engines.get(name).is_some_and(|status| !status.connected)
+    /// Whether the engine at each of these endpoints has told its containers, or why it cannot.
+    pub fn settled(&self, endpoints: &[String]) -> bool {
+        endpoints.iter().all(|endpoint| {
+            let status = self.engines.get(endpoint);
+            status.is_some_and(|status| !status.connected || self.listed.contains(&status.name))
         })
     }
 
@@ -421,14 +433,48 @@ impl State {
         container.namespace = Some(namespace);
     }
 
-    /// Finds the network of each port by its bridge, as far as there is a bridge and it is known.
-    fn refresh_networks(&mut self) {
-        let bridges: BTreeMap<u32, String> = self
-            .interfaces
+    /// Bridges of networks whose engine does not name them: that which the veth of a container is a port of,
+    /// if its address inside is the one that the container has on the network.
+    fn learn_bridges(&mut self) {
+        let is_unnamed = |network: &NetworkInfo| network.driver == "bridge" && network.bridge.is_none();
+        if !self.networks.values().any(is_unnamed) {
+            return;
+        }
+        let bridges = self.bridges();
+        let mut learned = Vec::new();
+        for entry in self.interfaces.values().filter(|entry| entry.ended.is_none()) {
+            if let Some(owner) = &entry.owner
+                && let Some(bridge) = entry.info.master.and_then(|master| bridges.get(&master))
+                && let Some(container) = self.containers.get(&owner.container)
+                && let Some(network) = network_of(&owner.inner, &container.info.endpoints)
+            {
+                learned.push((container.info.engine.clone(), network.to_owned(), bridge.clone()));
+            }
+        }
+        for (engine, name, bridge) in learned {
+            let network = self
+                .networks
+                .values_mut()
+                .find(|network| network.engine == engine && network.name == name && is_unnamed(network));
+            if let Some(network) = network {
+                network.bridge = Some(bridge);
+                self.refresh_networks();
+            }
+        }
+    }
+
+    /// Names of the host's bridges, by ifindex.
+    fn bridges(&self) -> BTreeMap<u32, String> {
+        self.interfaces
             .values()
             .filter(|entry| entry.info.kind == InterfaceKind::Bridge && entry.ended.is_none())
             .map(|entry| (entry.info.ifindex, entry.info.name.clone()))
-            .collect();
+            .collect()
+    }
+
+    /// Finds the network of each port by its bridge, as far as there is a bridge and it is known.
+    fn refresh_networks(&mut self) {
+        let bridges = self.bridges();
         let names: BTreeMap<&str, &str> = self
             .networks
             .values()
