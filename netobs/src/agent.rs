@@ -21,7 +21,10 @@ use crate::{
     inside::Inside,
     model::{
         ContainerInfo, ContainerState, KernelStats, NetworkInfo, PublishedPort, Sample, Snapshot, State,
-        Update, flow::FlowOptions, state::PROC,
+        Update,
+        conversation::{Conversation, Conversations},
+        flow::FlowOptions,
+        state::PROC,
     },
     netlink::Netlink,
 };
@@ -226,6 +229,15 @@ impl Agent {
         self.apply(Update::Flows(flows), now);
         self.state.apply(Update::Samples(samples), now);
         self.state.snapshot(now, SystemTime::now())
+    }
+
+    /// The conversations that now are, those that `keep` keeps, at most `limit`.
+    pub fn flows(&mut self, keep: impl Fn(&Conversation) -> bool, limit: usize) -> Conversations {
+        self.apply_waiting();
+        let records = lock(&self.observer).peek_flows();
+        let now = Instant::now();
+        self.apply(Update::Flows(records), now);
+        self.state.conversations(now, SystemTime::now(), keep, limit)
     }
 
     /// Takes in what is waiting, then finds out whose the new namespaces are.

@@ -20,6 +20,8 @@ pub enum Command {
     Watch(WatchArgs),
     /// Run in the background: Prometheus endpoint, JSON snapshot, health
     Agent(AgentArgs),
+    /// Who talks to whom: containers, addresses, ports, packets and bytes both ways
+    Flows(FlowsArgs),
     /// Engines, networks, interfaces, namespaces, containers and ports, and how they hang together
     Topology(TopologyArgs),
     /// Check kernel, privileges and engines, and say what to do
@@ -97,6 +99,35 @@ pub struct WatchArgs {
     /// Show what matches: name=, id=, network=, state=, project=, service=, or a word; may be repeated
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FlowsOutput {
+    #[default]
+    Table,
+    Json,
+    Csv,
+}
+
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Only flows of these containers, by name or ID
+    #[arg(value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+    /// How to print them
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: FlowsOutput,
+    /// How long is counted before they are printed, and between two times
+    #[arg(short, long, value_name = "DURATION", default_value = "2s", value_parser = interval)]
+    pub interval: Duration,
+    /// Print so many times and end; each time all since the start that are not over long ago
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Flows that are printed at most, those with the most bytes
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }

@@ -17,6 +17,7 @@ pub mod discovery;
 pub mod doctor;
 pub mod drain;
 pub mod ebpf;
+pub mod flows;
 pub mod inside;
 pub mod model;
 pub mod netlink;

@@ -159,10 +159,8 @@ impl std::ops::AddAssign for PortCount {
 
 #[cfg(test)]
 mod tests {
-    use netobs_common::Count;
-
     use super::*;
-    use crate::model::{ClientTraffic, Endpoint, PublishedPort};
+    use crate::model::{Endpoint, PublishedPort};
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -189,20 +187,8 @@ mod tests {
 
     #[test]
     fn each_packet_came_one_way() {
-        let counters = |n: u64| PortCounters {
-            rx: Count { packets: n, bytes: 100 * n },
-            tx: Count { packets: 2 * n, bytes: 200 * n },
-        };
-        let clients = [("172.17.0.1", 1), ("172.17.0.3", 2), ("192.0.2.7", 4), ("10.1.1.1", 8)];
-        let port = PortTraffic {
-            protocol: Protocol::Tcp,
-            port: 80,
-            traffic: counters(100),
-            clients: clients
-                .iter()
-                .map(|(client, n)| ClientTraffic { address: address(client), traffic: counters(*n) })
-                .collect(),
-        };
+        let count =
+            |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
         let container = ContainerInfo {
             endpoints: vec![Endpoint { addresses: vec![address("172.17.0.2")], ..Endpoint::default() }],
             published: vec![PublishedPort {
@@ -217,12 +203,15 @@ mod tests {
         let proxy =
             Proxy { protocol: Protocol::Tcp, container_address: address("172.17.0.2"), container_port: 80 };
         let mut totals = PortTotals::default();
-        totals.add(std::slice::from_ref(&port));
-        totals.add(&[port]);
+        for (client, n) in [("172.17.0.1", 2), ("172.17.0.3", 4), ("192.0.2.7", 8), ("10.1.1.1", 16)] {
+            totals.add(6, 80, address(client), count(n), count(2 * n));
+        }
+        totals.add(17, 80, address("192.0.2.8"), count(1), count(1));
+        totals.add(6, 81, address("192.0.2.8"), count(1), count(1));
         let (host_addresses, proxies) = ([address("10.1.1.1")].into(), [proxy].into());
         let surroundings =
             Surroundings { host_addresses: &host_addresses, proxies: &proxies, subnets: vec![&subnet] };
-        let published = totals.fold(&container, &surroundings);
+        let published = totals.fold(&container, true, &surroundings);
         let traffic = published[0].traffic.clone().expect("counted");
         let packets: Vec<(Via, u64)> =
             traffic.via.iter().map(|(via, count)| (*via, count.rx_packets)).collect();
@@ -232,15 +221,22 @@ mod tests {
                 (Via::Client, 8),
                 (Via::DockerProxy, 2),
                 (Via::Host, 16),
-                (Via::Network, 4),
-                (Via::Unknown, 170)
+                (Via::Network, 4)
             ]
         );
         assert_eq!(traffic.clients[0].address, address("10.1.1.1"), "most bytes first");
         let no_proxies = BTreeSet::new();
         let without = Surroundings { proxies: &no_proxies, ..surroundings };
-        let published = totals.fold(&container, &without);
+        let published = totals.fold(&container, true, &without);
         let via = &published[0].traffic.as_ref().expect("counted").via;
         assert!(via.contains_key(&Via::Gateway) && !via.contains_key(&Via::DockerProxy), "no proxy: {via:?}");
+        assert_eq!(totals.fold(&container, false, &without)[0].traffic, None, "not counted is not 0");
+        // More clients than are told apart.
+        for n in 0..KEPT_CLIENTS as u32 {
+            totals.add(6, 80, IpAddr::V4((0x0a00_0000 + n).into()), count(1), count(1));
+        }
+        let published = totals.fold(&container, true, &without);
+        let via = &published[0].traffic.as_ref().expect("counted").via;
+        assert_eq!(via[&Via::Unknown].rx_packets, 4, "those for whom there was no room: {via:?}");
     }
 }

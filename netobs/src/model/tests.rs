@@ -175,7 +175,7 @@ fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
     let mut model = world();
     let info = running("web", 1);
     model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
     // Another namespace, with the same number, another veth and process.
     let again = running("web", 2);
     model
@@ -185,7 +185,7 @@ fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
     model.apply(Update::Samples(vec![sample(InterfaceKey(3), 1, 1)]));
     let web = model.container("web").expect("web");
     assert_eq!((web.rx.packets, web.tx.packets, web.interfaces.len()), (6, 4, 1));
-    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2))));
     model.apply(Update::Removed { id: info.id });
     model.later(GRACE.as_secs() - 1);
     let web = model.container("web").expect("still within its grace period");
@@ -199,7 +199,7 @@ fn a_stopped_container_is_hidden_and_not_forgotten() {
     let mut model = world();
     let info = running("web", 1);
     model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
     model.apply(Update::Container(ContainerInfo {
         state: ContainerState::Exited,
         pid: None,
@@ -327,7 +327,7 @@ fn what_is_not_attached_is_said_until_it_is() {
 #[test]
 fn interfaces_of_unknown_containers_end_with_the_grace_period_too() {
     let mut model = world();
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
     assert_eq!(model.snapshot().interfaces.len(), 1, "the bridge");
     assert_eq!(model.state.interfaces.len(), 2);
     model.later(GRACE.as_secs());
