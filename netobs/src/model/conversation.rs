@@ -15,7 +15,7 @@ use super::{
     fold::protocol_name,
     snapshot::unix_seconds,
     state::State,
-    update::FlowEnd,
+    update::{FlowCount, FlowEnd},
 };
 
 /// Version of the JSON form: raised when a field is removed or changes its meaning.
@@ -145,10 +145,14 @@ impl State {
         now: Instant,
         time: SystemTime,
     ) -> Conversation {
-        let of_other = other.map(|(_, flow)| flow);
-        let from_here = EdgeCount { sent: Some(flow.tx), received: of_other.map(|other| other.rx) };
-        let to_here = EdgeCount { sent: of_other.map(|other| other.tx), received: Some(flow.rx) };
         let known = flow.known.as_ref();
+        let of_other = other.map(|(_, flow)| flow);
+        // An end that is observed and has no such flow has neither sent nor received any of it.
+        let none = || known.filter(|known| self.observes(&known.peer)).map(|_| FlowCount::default());
+        let received = of_other.map(|other| other.rx).or_else(none);
+        let sent = of_other.map(|other| other.tx).or_else(none);
+        let from_here = EdgeCount { sent: Some(flow.tx), received };
+        let to_here = EdgeCount { sent, received: Some(flow.rx) };
         let is_client = known.map_or_else(|| flow.tx.packets >= flow.rx.packets, |known| known.client);
         let here = self.end(known.map(|known| known.container.as_str()), id.protocol, id.local);
         let there = self.end(known.and_then(peer), id.protocol, id.remote);

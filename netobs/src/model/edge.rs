@@ -48,12 +48,22 @@ impl Edges {
         Self { budget, ..Self::default() }
     }
 
-    pub fn sent(&mut self, key: EdgeKey, count: FlowCount) {
-        *self.count(key).sent.get_or_insert_default() += count;
+    /// `observed`: whether the destination is, so that what it has not received is none, not unknown.
+    pub fn sent(&mut self, key: EdgeKey, count: FlowCount, observed: bool) {
+        let edge = self.count(key);
+        *edge.sent.get_or_insert_default() += count;
+        if observed {
+            edge.received.get_or_insert_default();
+        }
     }
 
-    pub fn received(&mut self, key: EdgeKey, count: FlowCount) {
-        *self.count(key).received.get_or_insert_default() += count;
+    /// `observed`: whether the source is.
+    pub fn received(&mut self, key: EdgeKey, count: FlowCount, observed: bool) {
+        let edge = self.count(key);
+        *edge.received.get_or_insert_default() += count;
+        if observed {
+            edge.sent.get_or_insert_default();
+        }
     }
 
     fn count(&mut self, key: EdgeKey) -> &mut EdgeCount {

@@ -275,6 +275,14 @@ impl State {
         }
     }
 
+    /// Whether what the other end sends and receives is counted there too.
+    pub(super) fn observes(&self, peer: &Peer) -> bool {
+        let Peer::Container(id) = peer else { return false };
+        self.interfaces.values().any(|entry| {
+            entry.ended.is_none() && entry.owner.as_ref().is_some_and(|owner| owner.container == *id)
+        })
+    }
+
     /// Adds what a flow has counted to the sums.
     fn settle(&mut self, settled: Settled) {
         let Settled { id, known, rx, tx } = settled;
@@ -301,11 +309,12 @@ impl State {
             protocol: id.protocol,
             port: known.port,
         };
+        let observed = self.observes(&known.peer);
         if tx != FlowCount::default() {
-            self.flows.edges.sent(edge(&local, &known.peer), tx);
+            self.flows.edges.sent(edge(&local, &known.peer), tx, observed);
         }
         if rx != FlowCount::default() {
-            self.flows.edges.received(edge(&known.peer, &local), rx);
+            self.flows.edges.received(edge(&known.peer, &local), rx, observed);
         }
     }
 }

@@ -187,8 +187,7 @@ mod tests {
 
     #[test]
     fn each_packet_came_one_way() {
-        let count =
-            |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
+        let count = |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
         let container = ContainerInfo {
             endpoints: vec![Endpoint { addresses: vec![address("172.17.0.2")], ..Endpoint::default() }],
             published: vec![PublishedPort {
@@ -215,15 +214,7 @@ mod tests {
         let traffic = published[0].traffic.clone().expect("counted");
         let packets: Vec<(Via, u64)> =
             traffic.via.iter().map(|(via, count)| (*via, count.rx_packets)).collect();
-        assert_eq!(
-            packets,
-            [
-                (Via::Client, 8),
-                (Via::DockerProxy, 2),
-                (Via::Host, 16),
-                (Via::Network, 4)
-            ]
-        );
+        assert_eq!(packets, [(Via::Client, 8), (Via::DockerProxy, 2), (Via::Host, 16), (Via::Network, 4)]);
         assert_eq!(traffic.clients[0].address, address("10.1.1.1"), "most bytes first");
         let no_proxies = BTreeSet::new();
         let without = Surroundings { proxies: &no_proxies, ..surroundings };
