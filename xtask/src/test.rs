@@ -32,11 +32,12 @@ const PROGRAMS: [(&str, &str); 15] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 11] = [
+const AREAS: [(&str, bool, bool); 12] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
     ("inside", false, false),
+    ("flows", false, false),
     ("demo", false, false),
     ("engine", false, true),
     ("drivers", false, true),
