@@ -27,13 +27,14 @@ const PROGRAMS: [(&str, &str); 10] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 10] = [
+const AREAS: [(&str, bool, bool); 11] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
     ("inside", false, false),
     ("demo", false, false),
     ("engine", false, true),
+    ("lifecycle", false, true),
     ("drivers", false, true),
     ("topology", false, true),
     ("prometheus", false, true),

@@ -27,6 +27,15 @@ pub const PROC: &str = "proc";
 /// How long what has ended is still shown.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
 
+/// The first process of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub container: String,
+    pub pid: u32,
+    /// Its network namespace; none if that is not known yet.
+    pub namespace: Option<(u64, u64)>,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub(super) grace: Duration,
@@ -176,6 +185,11 @@ impl State {
                     entry.removed(now);
                 }
             }
+            Update::Ended { id } => {
+                if let Some(entry) = self.containers.get_mut(&id) {
+                    entry.process_ended(now);
+                }
+            }
             Update::Namespace { id, namespace } => self.namespace(&id, namespace),
             Update::Networks { engine, networks } => {
                 self.networks.retain(|(of, _), _| *of != engine);
@@ -253,12 +267,20 @@ impl State {
             .collect()
     }
 
-    /// First processes of the containers that one engine told of.
-    pub fn processes_of(&self, engine: &str) -> Vec<(String, u32)> {
+    /// First processes of the containers whose end no engine would tell: no engine has told of them, or theirs
+    /// does not answer. A process that an engine told of and
+    /// that was never found is not among them: nothing can be said of its end.
+    pub fn processes_without_engine(&self) -> Vec<Process> {
+        let answers =
+            |name: &str| self.engines.values().any(|engine| engine.name == name && engine.connected);
         self.containers
             .iter()
-            .filter(|(_, entry)| entry.info.engine == engine)
-            .filter_map(|(id, entry)| Some((id.clone(), entry.info.pid?)))
+            .filter(|(_, entry)| !answers(&entry.info.engine))
+            .filter_map(|(id, entry)| {
+                let namespace = entry.namespace.as_ref().map(|namespace| namespace.identity);
+                let was_found = namespace.is_some() || entry.info.engine == PROC;
+                was_found.then_some(Process { container: id.clone(), pid: entry.info.pid?, namespace })
+            })
             .collect()
     }
 
@@ -540,6 +562,16 @@ fn traffic(counters: &Counters) -> Traffic {
 impl ContainerEntry {
     fn removed(&mut self, now: Instant) {
         self.info.state = ContainerState::Removed;
+        self.info.pid = None;
+        self.ended.get_or_insert(now);
+    }
+
+    /// One that an engine has told of may be started again by it.
+    fn process_ended(&mut self, now: Instant) {
+        if self.info.engine == PROC {
+            return self.removed(now);
+        }
+        self.info.state = ContainerState::Exited;
         self.info.pid = None;
         self.ended.get_or_insert(now);
     }

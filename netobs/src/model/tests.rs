@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use netobs_common::{Count, Counters, class, l4};
 
 use super::{
-    Baseline, Container, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey,
+    Baseline, Container, ContainerInfo, ContainerState, EngineStatus, InnerLink, InterfaceInfo, InterfaceKey,
     InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update, state::PROC,
 };
 
@@ -258,6 +258,31 @@ fn an_engines_list_is_complete_and_proc_knows_less() {
     assert_eq!(model.container("stays").expect("keeps its name").engine, "docker");
     assert!(model.state.settled(&["docker".to_owned()]));
     assert!(!model.state.settled(&["podman".to_owned()]));
+}
+
+#[test]
+fn processes_are_looked_after_while_their_engine_is_away() {
+    let mut model = world();
+    let status = |connected| {
+        Update::Engine(EngineStatus { name: "docker".to_owned(), connected, ..EngineStatus::default() })
+    };
+    let info = running("web", 1);
+    model.apply(status(true)).apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Container(running("never-found", 2)));
+    model.apply(Update::Container(ContainerInfo { engine: PROC.to_owned(), ..running("nameless", 3) }));
+    let looked_after = |model: &Model| -> Vec<u32> {
+        let all = model.state.processes_without_engine();
+        all.into_iter().map(|process| process.pid).collect()
+    };
+    assert_eq!(looked_after(&model), [3], "the engine tells of its own");
+    model.apply(status(false));
+    assert_eq!(looked_after(&model), [3, 1]);
+    model.apply(Update::Ended { id: info.id.clone() });
+    model.apply(Update::Ended { id: running("nameless", 3).id });
+    assert_eq!(model.container("web").expect("within its grace period").state, ContainerState::Exited);
+    assert_eq!(model.container("nameless").expect("the same").state, ContainerState::Removed);
+    model.apply(Update::Container(running("web", 4)));
+    assert_eq!(model.container("web").expect("started again").state, ContainerState::Running);
 }
 
 #[test]

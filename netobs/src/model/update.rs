@@ -324,6 +324,10 @@ pub enum Update {
     Removed {
         id: String,
     },
+    /// A container's process is gone, which no engine has told.
+    Ended {
+        id: String,
+    },
     /// Where a container's process is. Fresh: it binds the host interfaces that lead there now.
     Namespace {
         id: String,
