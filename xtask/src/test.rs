@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
@@ -23,11 +23,12 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("setcap", "libcap2-bin"),
     ("setpriv", "util-linux"),
     ("pgrep", "procps"),
+    ("docker-compose", "docker-compose"),
 ];
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 11] = [
+const AREAS: [(&str, bool, bool); 12] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
@@ -35,6 +36,7 @@ const AREAS: [(&str, bool, bool); 11] = [
     ("demo", false, false),
     ("engine", false, true),
     ("lifecycle", false, true),
+    ("compose", false, true),
     ("drivers", false, true),
     ("topology", false, true),
     ("prometheus", false, true),
