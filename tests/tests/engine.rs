@@ -158,6 +158,12 @@ fn scenario_4_connect_and_disconnect_while_traffic_runs() {
     });
     assert_eq!(number(inner(&after, "eth1"), "tx.protocol.icmp.packets"), 10, "final totals stay");
     assert!(number(&after, "tx.protocol.icmp.packets") > 10, "and are part of the container's");
+    watch.until("the end of being connected", |snapshot| {
+        let now = container(snapshot, &mover.name)?;
+        let members = network(snapshot, &second.name)?["containers"].clone();
+        let gone = now["networks"] == serde_json::json!([first.name]);
+        (gone && members == serde_json::json!([peer.name])).then_some(())
+    });
 }
 
 #[test]

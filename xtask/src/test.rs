@@ -28,10 +28,11 @@ const PROGRAMS: [(&str, &str); 11] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 12] = [
+const AREAS: [(&str, bool, bool); 13] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
+    ("interfaces", false, false),
     ("inside", false, false),
     ("demo", false, false),
     ("engine", false, true),

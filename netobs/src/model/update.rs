@@ -291,8 +291,8 @@ pub enum Update {
     Vanished {
         what: String,
     },
-    /// Same attachment, something about the interface is new.
-    Changed(InterfaceInfo),
+    /// Same attachment, something about the interface is new; its counters up to then.
+    Changed(InterfaceInfo, Box<Sample>),
     /// The interface is gone or has left the host's namespace; its last counters.
     Detached(Box<Sample>, Vec<PortTraffic>),
     /// What should be observed and is not.
