@@ -28,7 +28,7 @@ const PROGRAMS: [(&str, &str); 11] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 13] = [
+const AREAS: [(&str, bool, bool); 14] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
@@ -42,6 +42,7 @@ const AREAS: [(&str, bool, bool); 13] = [
     ("topology", false, true),
     ("prometheus", false, true),
     ("scale", false, false),
+    ("churn", false, false),
 ];
 
 pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
