@@ -24,7 +24,7 @@ use crate::{
         Update,
         conversation::{Conversation, Conversations},
         flow::FlowOptions,
-        state::PROC,
+        state::{PROC, Process},
     },
     netlink::Netlink,
 };
@@ -386,17 +386,18 @@ impl Agent {
         }
     }
 
-    /// Drops what has ended long enough ago, and what no engine reports the end of.
+    /// Drops what has ended long enough ago, and finds what no engine reports the end of.
     fn forget(&mut self) {
         self.last_cleanup = Instant::now();
         self.state.expire(self.last_cleanup);
-        for (id, pid) in self.state.processes_of(PROC) {
-            let alive = procfs::netns_identity(&self.proc_root, pid).is_ok();
-            if !alive {
-                self.state.apply(Update::Removed { id }, Instant::now());
-            } else if self.state.lacks_addresses(&id) {
+        for Process { container, pid, namespace } in self.state.processes_without_engine() {
+            let now_there = procfs::netns_identity(&self.proc_root, pid).ok();
+            // In another namespace it is another process with the same number.
+            if now_there.is_none() || namespace.is_some_and(|namespace| Some(namespace) != now_there) {
+                self.state.apply(Update::Ended { id: container }, Instant::now());
+            } else if self.state.lacks_addresses(&container) {
                 // Seen while it was set up; there is no engine to tell when that is done.
-                self.look_into(id, pid);
+                self.look_into(container, pid);
             }
         }
         self.look_at_host(Instant::now());

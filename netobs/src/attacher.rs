@@ -181,11 +181,14 @@ impl Worker {
         let attached = |known: &Known| known.key.is_some();
         if let Some(known) = self.known.get_mut(&link.ifindex).filter(|known| attached(known)) {
             let info = known.key.map(|key| (info(key, kind, &known.link), info(key, kind, &link)));
+            let kernel = Some(link.stats);
             known.link = link;
             if let Some((before, now)) = info
                 && before != now
+                && let Some([ingress, egress]) = lock(&self.observer).read(now.key)
             {
-                self.tell(Update::Changed(now));
+                let sample = Sample { key: now.key, ingress, egress, kernel };
+                self.tell(Update::Changed(now, Box::new(sample)));
             }
             return;
         }

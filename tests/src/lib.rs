@@ -3,7 +3,9 @@
 //!
 //! Everything made here ends with its value, and with the test process at the latest.
 
+pub mod bpf;
 pub mod docker;
+pub mod dockerd;
 pub mod http;
 pub mod kernel;
 pub mod netns;

@@ -21,9 +21,7 @@ impl Netns {
     /// # Panics
     /// Without root.
     pub fn new() -> Self {
-        let namespace = Self::with_ipv6();
-        namespace.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
-        namespace
+        Self::with_ipv6().without_ipv6()
     }
 
     /// With `lo` up.
@@ -31,8 +29,20 @@ impl Netns {
     /// # Panics
     /// Without root.
     pub fn with_ipv6() -> Self {
+        Self::hold(&["--net"])
+    }
+
+    /// As [`Self::new`], with a mount namespace beside it.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn with_mounts() -> Self {
+        Self::hold(&["--net", "--mount"]).without_ipv6()
+    }
+
+    fn hold(namespaces: &[&str]) -> Self {
         let mut command = Command::new("unshare");
-        command.args(["--net", "sleep", "1000"]).stdin(Stdio::null());
+        command.args(namespaces).args(["sleep", "1000"]).stdin(Stdio::null());
         let holder = die_with_parent(&mut command).spawn().expect("start unshare");
         let namespace = Self { holder };
         let own = std::fs::read_link("/proc/self/ns/net").expect("own namespace");
@@ -44,6 +54,11 @@ impl Netns {
         });
         namespace.sh("ip link set lo up");
         namespace
+    }
+
+    fn without_ipv6(self) -> Self {
+        self.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        self
     }
 
     pub fn pid(&self) -> u32 {

@@ -84,7 +84,7 @@ pub fn empty_program() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<libc::c_long> {
+pub(crate) fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the attribute and what it points to live through the call.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };

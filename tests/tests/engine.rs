@@ -158,6 +158,12 @@ fn scenario_4_connect_and_disconnect_while_traffic_runs() {
     });
     assert_eq!(number(inner(&after, "eth1"), "tx.protocol.icmp.packets"), 10, "final totals stay");
     assert!(number(&after, "tx.protocol.icmp.packets") > 10, "and are part of the container's");
+    watch.until("the end of being connected", |snapshot| {
+        let now = container(snapshot, &mover.name)?;
+        let members = network(snapshot, &second.name)?["containers"].clone();
+        let gone = now["networks"] == serde_json::json!([first.name]);
+        (gone && members == serde_json::json!([peer.name])).then_some(())
+    });
 }
 
 #[test]
@@ -270,10 +276,11 @@ fn without_an_engine_proc_knows_the_containers() {
     watch.until("its end", |snapshot| container(snapshot, short).filter(|now| now["state"] == "removed"));
 }
 
-/// Stands between netobs and the engine, and can be taken away.
+/// Stands between netobs and the engine, and can be taken away or hang.
 struct Proxy {
     path: PathBuf,
     up: Arc<AtomicBool>,
+    hangs: Arc<AtomicBool>,
     _folder: tempfile::TempDir,
 }
 
@@ -282,7 +289,8 @@ impl Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("engine.sock");
         let up = Arc::new(AtomicBool::new(true));
-        let proxy = Self { path, up, _folder: folder };
+        let hangs = Arc::default();
+        let proxy = Self { path, up, hangs, _folder: folder };
         proxy.listen();
         proxy
     }
@@ -290,12 +298,12 @@ impl Proxy {
     fn listen(&self) {
         let listener = UnixListener::bind(&self.path).expect("listen");
         listener.set_nonblocking(true).expect("non-blocking");
-        let up = Arc::clone(&self.up);
+        let (up, hangs) = (Arc::clone(&self.up), Arc::clone(&self.hangs));
         std::thread::spawn(move || {
             while up.load(Ordering::SeqCst) {
                 if let Ok((client, _)) = listener.accept() {
                     client.set_nonblocking(false).expect("blocking");
-                    relay(client, Arc::clone(&up));
+                    relay(client, &up, &hangs);
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -312,19 +320,38 @@ impl Proxy {
         self.up.store(true, Ordering::SeqCst);
         self.listen();
     }
+
+    /// Another socket at the same path. Who is connected with the old one stays so, and hears nothing.
+    fn replace(&mut self) {
+        self.hangs.store(true, Ordering::SeqCst);
+        self.hangs = Arc::default();
+        // Kept under another name, so that the new one cannot have the same inode.
+        std::fs::rename(&self.path, self.path.with_extension("old")).expect("move the socket away");
+        self.listen();
+    }
 }
 
-fn relay(client: UnixStream, up: Arc<AtomicBool>) {
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.up.store(false, Ordering::SeqCst);
+    }
+}
+
+fn relay(client: UnixStream, up: &Arc<AtomicBool>, hangs: &Arc<AtomicBool>) {
     let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
     let engine = UnixStream::connect(host.trim_start_matches("unix://")).expect("the engine");
     for (mut from, mut to) in
         [(client.try_clone().expect("clone"), engine.try_clone().expect("clone")), (engine, client)]
     {
-        let up = Arc::clone(&up);
+        let (up, hangs) = (Arc::clone(up), Arc::clone(hangs));
         from.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         std::thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
             while up.load(Ordering::SeqCst) {
+                if hangs.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(50));
+                    continue;
+                }
                 match from.read(&mut buffer) {
                     Ok(0) => break,
                     Ok(length) if to.write_all(&buffer[..length]).is_err() => break,
@@ -371,6 +398,26 @@ fn an_engine_that_goes_and_comes_again() {
     assert_eq!(named["id"], newcomer.id.as_str());
     assert_eq!(named["engine"], "docker");
     assert_eq!(number(&watch.container(&stays.name), "tx.protocol.icmp.packets"), 6);
+}
+
+/// The engine that netobs is connected with is still there, and is not the one that others talk to.
+#[test]
+fn a_socket_that_is_replaced() {
+    if !docker::available("a replaced socket") {
+        return;
+    }
+    let mut proxy = Proxy::start();
+    let stays = Container::run("stays", &[]);
+    let watch = Watch::start(None, &["--engine", &format!("unix://{}", proxy.path.display())]);
+    watch.container(&stays.name);
+    stays.exec(&["ping", "-q", "-c", "6", "-i", "0.05", &stays.inspect("{{.NetworkSettings.Gateway}}")]);
+    proxy.replace();
+    let newcomer = Container::run("newcomer", &[]);
+    let named = watch.container(&newcomer.name);
+    assert_eq!((&named["id"], &named["engine"]), (&newcomer.id.as_str().into(), &"docker".into()));
+    let now = settled(&watch, &stays.name, |_| true);
+    assert_eq!(number(&now, "tx.protocol.icmp.packets"), 6);
+    assert_eq!(watch.fresh()["engines"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
@@ -28,23 +28,28 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("runc", "runc"),
     ("iptables", "iptables"),
     ("nsenter", "util-linux"),
+    ("docker-compose", "docker-compose"),
 ];
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 12] = [
+const AREAS: [(&str, bool, bool); 16] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
+    ("interfaces", false, false),
     ("inside", false, false),
     ("flows", false, false),
     ("demo", false, false),
     ("engine", false, true),
+    ("lifecycle", false, true),
+    ("compose", false, true),
     ("drivers", false, true),
     ("podman", false, false),
     ("topology", false, true),
     ("prometheus", false, true),
     ("scale", false, false),
+    ("churn", false, false),
 ];
 
 pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {

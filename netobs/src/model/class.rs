@@ -140,7 +140,7 @@ impl<'a> Map<'a> {
         owners
             .iter()
             .find(|(_, network)| network.is_some() && *network == point.network)
-            .or_else(|| if let [only] = owners.as_slice() { Some(only) } else { None })
+            .or(if let [only] = owners.as_slice() { Some(only) } else { None })
     }
 
     /// Of the host, or the gateway of the container's network, which is the host's there.

@@ -10,10 +10,10 @@ use super::{
     edge::{EdgeCount, EdgeKey},
     published::Surroundings,
     snapshot::{
-        AgentHealth, Baseline, ClassTraffic, Container, ContainerInterface, Drops, Edge, EdgeEnd, FlowHealth,
-        Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot,
+        AgentHealth, Baseline, ClassTraffic, Container, ContainerInterface, Drops, Edge, EdgeEnd, Endpoint,
+        FlowHealth, Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot,
     },
-    state::{ContainerEntry, InterfaceEntry, Retired, State, is_live, shares_namespace},
+    state::{ContainerEntry, InterfaceEntry, Retired, Side, State, is_live, shares_namespace},
     traffic::Traffic,
     update::{InterfaceKind, Namespace, NetworkInfo, Owner, Place},
 };
@@ -131,6 +131,11 @@ impl State {
         let mut interfaces: BTreeMap<(String, Option<String>), ContainerInterface> =
             entry.retired.iter().map(|(key, retired)| (key.clone(), ended_interface(key, retired))).collect();
         for (live, owner) in owned {
+            for (network, side) in live.of_container_earlier() {
+                let key = (owner.inner.name.clone(), network.map(str::to_owned));
+                let left = interfaces.entry(key.clone());
+                add_earlier(left.or_insert_with(|| left_network(&key, live, owner)), side);
+            }
             let key = (owner.inner.name.clone(), live.network(&entry.info));
             let side = live.of_container();
             let before = match interfaces.get(&key) {
@@ -165,10 +170,13 @@ impl State {
         }
         let interfaces: Vec<ContainerInterface> = interfaces.into_values().collect();
         let info = &entry.info;
-        let networks: BTreeSet<String> = interfaces
-            .iter()
+        // What is not any more is of interest when all has ended.
+        let live = is_live(info);
+        let of_interfaces = interfaces.iter().filter(|interface| !live || is_there(interface));
+        let told = info.endpoints.iter().filter(|endpoint| !live || !is_elsewhere(endpoint, &interfaces));
+        let networks: BTreeSet<String> = of_interfaces
             .filter_map(|interface| interface.network.clone())
-            .chain(info.endpoints.iter().map(|endpoint| endpoint.network.clone()))
+            .chain(told.map(|endpoint| endpoint.network.clone()))
             .collect();
         let (mut rx, mut tx) = (Traffic::default(), Traffic::default());
         let mut before = Some(Baseline::default());
@@ -335,6 +343,43 @@ impl State {
     }
 }
 
+fn is_there(interface: &ContainerInterface) -> bool {
+    interface.ifindex.is_some() || interface.kind == Some(InterfaceKind::Cgroup)
+}
+
+/// Whether the interface that an engine put on a network has been moved to another.
+fn is_elsewhere(endpoint: &Endpoint, interfaces: &[ContainerInterface]) -> bool {
+    interfaces.iter().filter(|interface| is_there(interface)).any(|interface| {
+        let network = interface.network.as_deref();
+        network.is_some_and(|network| network != endpoint.network)
+            && interface.addresses.iter().any(|address| endpoint.addresses.contains(address))
+    })
+}
+
+/// An interface on a network that it has left; nothing counted yet.
+fn left_network(
+    (name, network): &(String, Option<String>),
+    live: &InterfaceEntry,
+    owner: &Owner,
+) -> ContainerInterface {
+    ContainerInterface {
+        name: Some(name.clone()),
+        observed: Some(live.info.place),
+        kind: Some(live.info.kind),
+        network: network.clone(),
+        mac: some(&owner.inner.mac),
+        before: Some(Baseline::default()),
+        ..ContainerInterface::default()
+    }
+}
+
+fn add_earlier(interface: &mut ContainerInterface, side: Side) {
+    interface.rx += &side.rx;
+    interface.tx += &side.tx;
+    interface.before = interface.before.zip(side.before).map(|(before, more)| before + more);
+    interface.drops = sum_some(interface.drops, side.drops);
+}
+
 fn ended_interface((name, network): &(String, Option<String>), retired: &Retired) -> ContainerInterface {
     ContainerInterface {
         name: Some(name.clone()),
@@ -415,6 +460,18 @@ impl std::ops::Add for Drops {
             tx_dropped: self.tx_dropped + other.tx_dropped,
             rx_errors: self.rx_errors + other.rx_errors,
             tx_errors: self.tx_errors + other.tx_errors,
+        }
+    }
+}
+
+impl Drops {
+    /// What of them came after `earlier`.
+    pub(super) const fn since(self, earlier: Self) -> Self {
+        Self {
+            rx_dropped: self.rx_dropped.saturating_sub(earlier.rx_dropped),
+            tx_dropped: self.tx_dropped.saturating_sub(earlier.tx_dropped),
+            rx_errors: self.rx_errors.saturating_sub(earlier.rx_errors),
+            tx_errors: self.tx_errors.saturating_sub(earlier.tx_errors),
         }
     }
 }

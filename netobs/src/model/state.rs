@@ -28,6 +28,15 @@ pub const PROC: &str = "proc";
 /// How long what has ended is still shown.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
 
+/// The first process of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub container: String,
+    pub pid: u32,
+    /// Its network namespace; none if that is not known yet.
+    pub namespace: Option<(u64, u64)>,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub(super) grace: Duration,
@@ -73,7 +82,29 @@ pub(super) struct InterfaceEntry {
     pub owner: Option<Owner>,
     /// Last network that it was seen on: a veth loses its bridge a moment before it goes.
     pub network: Option<String>,
+    /// Last bridge that it was a port of, by ifindex.
+    master: Option<u32>,
+    /// Networks that it was on before, one entry for each.
+    earlier: Vec<Earlier>,
     pub ended: Option<Instant>,
+}
+
+/// A network that an interface has left, by being moved to another bridge.
+#[derive(Debug)]
+struct Earlier {
+    /// The bridge's name, by which an engine may yet name the network.
+    bridge: Option<String>,
+    network: Option<String>,
+    share: Share,
+}
+
+/// What an interface has counted on one network, in its own directions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    ingress: Traffic,
+    egress: Traffic,
+    baseline: Option<Baseline>,
+    drops: Option<Drops>,
 }
 
 #[derive(Debug, Default)]
@@ -152,8 +183,9 @@ impl State {
             Update::Vanished { what } => {
                 self.unattached.remove(&what);
             }
-            Update::Changed(info) => {
+            Update::Changed(info, sample) => {
                 if let Some(entry) = self.interfaces.get_mut(&info.key) {
+                    entry.sample(&sample, now);
                     entry.info = info;
                 }
                 self.refresh_networks();
@@ -190,6 +222,11 @@ impl State {
             Update::Removed { id } => {
                 if let Some(entry) = self.containers.get_mut(&id) {
                     entry.removed(now);
+                }
+            }
+            Update::Ended { id } => {
+                if let Some(entry) = self.containers.get_mut(&id) {
+                    entry.process_ended(now);
                 }
             }
             Update::Namespace { id, namespace } => {
@@ -278,12 +315,20 @@ impl State {
             .map(|(id, entry)| (id.as_str(), entry.info.published.as_slice()))
     }
 
-    /// First processes of the containers that one engine told of.
-    pub fn processes_of(&self, engine: &str) -> Vec<(String, u32)> {
+    /// First processes of the containers whose end no engine would tell: no engine has told of them, or theirs
+    /// does not answer. A process that an engine told of and
+    /// that was never found is not among them: nothing can be said of its end.
+    pub fn processes_without_engine(&self) -> Vec<Process> {
+        let answers =
+            |name: &str| self.engines.values().any(|engine| engine.name == name && engine.connected);
         self.containers
             .iter()
-            .filter(|(_, entry)| entry.info.engine == engine)
-            .filter_map(|(id, entry)| Some((id.clone(), entry.info.pid?)))
+            .filter(|(_, entry)| !answers(&entry.info.engine))
+            .filter_map(|(id, entry)| {
+                let namespace = entry.namespace.as_ref().map(|namespace| namespace.identity);
+                let was_found = namespace.is_some() || entry.info.engine == PROC;
+                was_found.then_some(Process { container: id.clone(), pid: entry.info.pid?, namespace })
+            })
             .collect()
     }
 
@@ -480,15 +525,26 @@ impl State {
             .values()
             .filter_map(|network| Some((network.bridge.as_deref()?, network.name.as_str())))
             .collect();
+        let network_of =
+            |bridge: &String| names.get(bridge.as_str()).copied().unwrap_or(bridge.as_str()).to_owned();
         for entry in self.interfaces.values_mut().filter(|entry| entry.ended.is_none()) {
-            let bridge = match entry.info.kind {
-                _ if entry.info.place != Place::Host => None,
-                InterfaceKind::Bridge => Some(&entry.info.name),
-                _ => entry.info.master.and_then(|master| bridges.get(&master)),
-            };
-            if let Some(bridge) = bridge {
-                let name = names.get(bridge.as_str()).copied().unwrap_or(bridge);
-                entry.network = Some(name.to_owned());
+            for earlier in &mut entry.earlier {
+                if let Some(name) = earlier.bridge.as_ref().and_then(|bridge| names.get(bridge.as_str())) {
+                    earlier.network = Some((*name).to_owned());
+                }
+            }
+            if entry.info.place != Place::Host {
+                continue;
+            }
+            if entry.info.kind == InterfaceKind::Bridge {
+                entry.network = Some(network_of(&entry.info.name));
+            } else if let Some(master) = entry.info.master {
+                if let Some(last) = entry.master.replace(master)
+                    && last != master
+                {
+                    entry.leave(bridges.get(&last));
+                }
+                entry.network = bridges.get(&master).map(network_of);
             }
         }
     }
@@ -533,20 +589,57 @@ impl InterfaceEntry {
             rates: None,
             owner: None,
             network: None,
+            master: None,
+            earlier: Vec::new(),
             ended: None,
         }
     }
 
-    /// What the container behind it has received and sent: the other end's view of a host's interface.
+    /// What the container behind it has received and sent on the network that it is on now: the other end's
+    /// view of a host's interface.
     pub fn of_container(&self) -> Side {
-        let side = Side {
-            rx: self.ingress,
-            tx: self.egress,
-            before: self.baseline,
-            rates: self.rates,
+        self.side(self.share(), self.rates)
+    }
+
+    /// The same of the networks that it was on before.
+    pub fn of_container_earlier(&self) -> impl Iterator<Item = (Option<&str>, Side)> {
+        self.earlier.iter().map(|earlier| (earlier.network.as_deref(), self.side(earlier.share, None)))
+    }
+
+    fn side(&self, share: Share, rates: Option<Rates>) -> Side {
+        let Share { ingress, egress, baseline, drops } = share;
+        let side = Side { rx: ingress, tx: egress, before: baseline, rates, drops };
+        if self.info.place == Place::Host { side.swapped() } else { side }
+    }
+
+    /// What it has counted on the network that it is on now.
+    fn share(&self) -> Share {
+        let mut share = Share {
+            ingress: self.ingress,
+            egress: self.egress,
+            baseline: self.baseline,
             drops: self.drops(),
         };
-        if self.info.place == Place::Host { side.swapped() } else { side }
+        for Earlier { share: earlier, .. } in &self.earlier {
+            share.ingress = share.ingress.since(&earlier.ingress);
+            share.egress = share.egress.since(&earlier.egress);
+            // All that was before was on the first.
+            share.baseline = share.baseline.map(|_| Baseline::default());
+            share.drops = share.drops.map(|drops| drops.since(earlier.drops.unwrap_or_default()));
+        }
+        share
+    }
+
+    /// Leaves the network of a bridge: what was counted so far was counted there.
+    fn leave(&mut self, bridge: Option<&String>) {
+        let share = self.share();
+        let network = self.network.take();
+        let bridge = bridge.cloned().or_else(|| network.clone());
+        if let Some(again) = self.earlier.iter_mut().find(|earlier| earlier.bridge == bridge) {
+            again.share += share;
+        } else {
+            self.earlier.push(Earlier { bridge, network, share });
+        }
     }
 
     /// The network, where it is known: of a host's interface by its bridge, else by the address inside.
@@ -605,12 +698,28 @@ impl ContainerEntry {
         self.ended.get_or_insert(now);
     }
 
+    /// One that an engine has told of may be started again by it.
+    fn process_ended(&mut self, now: Instant) {
+        if self.info.engine == PROC {
+            return self.removed(now);
+        }
+        self.info.state = ContainerState::Exited;
+        self.info.pid = None;
+        self.ended.get_or_insert(now);
+    }
+
     /// Takes over the totals of an interface of it that is gone.
     fn retire(&mut self, entry: &InterfaceEntry, owner: &Owner) {
-        let key = (owner.inner.name.clone(), entry.network(&self.info));
+        for (network, side) in entry.of_container_earlier() {
+            self.retire_side(entry, owner, network.map(str::to_owned), side);
+        }
+        self.retire_side(entry, owner, entry.network(&self.info), entry.of_container());
+    }
+
+    fn retire_side(&mut self, entry: &InterfaceEntry, owner: &Owner, network: Option<String>, side: Side) {
+        let key = (owner.inner.name.clone(), network);
         let is_new = !self.retired.contains_key(&key);
         let retired = self.retired.entry(key).or_default();
-        let side = entry.of_container();
         retired.rx += &side.rx;
         retired.tx += &side.tx;
         retired.before = if is_new {
@@ -624,6 +733,15 @@ impl ContainerEntry {
         retired.inner = owner.inner.clone();
         retired.kind = Some(entry.info.kind);
         retired.place = Some(entry.info.place);
+    }
+}
+
+impl std::ops::AddAssign for Share {
+    fn add_assign(&mut self, other: Self) {
+        self.ingress += &other.ingress;
+        self.egress += &other.egress;
+        self.baseline = self.baseline.zip(other.baseline).map(|(sum, more)| sum + more);
+        self.drops = self.drops.zip(other.drops).map(|(sum, more)| sum + more);
     }
 }
 

@@ -308,6 +308,93 @@ fn an_engines_list_is_complete_and_proc_knows_less() {
 }
 
 #[test]
+fn what_was_counted_on_a_bridge_stays_there() {
+    const OTHER: InterfaceKey = InterfaceKey(4);
+    let mut model = world();
+    model.attach(OTHER, 5, "br-other", InterfaceKind::Bridge, None);
+    let info = running("web", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    let port_of = |model: &Model, master| {
+        let info = model.state.interfaces[&VETH].info.clone();
+        InterfaceInfo { master, ..info }
+    };
+    let by_network = |model: &Model| -> Vec<(String, u64, u64)> {
+        let web = model.container("web").expect("web");
+        let interfaces = web.interfaces.iter();
+        interfaces
+            .map(|one| (one.network.clone().unwrap_or_default(), one.rx.packets, one.tx.packets))
+            .collect()
+    };
+    let on = |network: &str, rx, tx| (network.to_owned(), rx, tx);
+    // By way of no bridge at all, as `ip link set nomaster` leaves it.
+    let nowhere = port_of(&model, None);
+    model.apply(Update::Changed(nowhere, Box::new(sample(VETH, 3, 5))));
+    assert_eq!(by_network(&model), [on("bridge", 5, 3)]);
+    let other = port_of(&model, Some(5));
+    model.apply(Update::Changed(other, Box::new(sample(VETH, 4, 6))));
+    model.apply(Update::Samples(vec![sample(VETH, 14, 26)]));
+    assert_eq!(by_network(&model), [on("br-other", 20, 10), on("bridge", 6, 4)]);
+    let web = model.container("web").expect("web");
+    assert_eq!(
+        (web.rx.packets, web.tx.packets, web.networks.as_slice()),
+        (26, 14, &["br-other".to_owned()][..])
+    );
+    assert_eq!(
+        (web.before.map(|before| before.tx_packets), web.drops.map(|drops| drops.rx_dropped)),
+        (Some(7), Some(2))
+    );
+    assert_eq!(web.interfaces[1].ifindex, None, "left");
+    let snapshot = model.snapshot();
+    let veth = snapshot.interfaces.iter().find(|one| one.name == "veth10").expect("veth10");
+    assert_eq!((veth.rx.packets, veth.tx.packets, veth.network.as_deref()), (14, 26, Some("br-other")));
+    let network = &snapshot.networks[0];
+    assert_eq!((network.containers.len(), network.containers_rx.packets), (0, 6));
+    // Back again, and to an end: added up by network.
+    let back = port_of(&model, Some(3));
+    model.apply(Update::Changed(back, Box::new(sample(VETH, 15, 27))));
+    model.apply(Update::Samples(vec![sample(VETH, 16, 29)]));
+    assert_eq!(by_network(&model), [on("br-other", 21, 11), on("bridge", 8, 5)]);
+    model.apply(Update::Detached(Box::new(sample(VETH, 17, 30))));
+    assert_eq!(by_network(&model), [on("br-other", 21, 11), on("bridge", 9, 6)]);
+    let web = model.container("web").expect("web");
+    assert_eq!(
+        (web.before.map(|before| before.tx_packets), web.drops.map(|drops| drops.rx_dropped)),
+        (Some(7), Some(2))
+    );
+    // To a bridge that is not observed: not the one that it has left.
+    model.with_veth(InterfaceKey(6), 12, 9).apply(namespace(&info, 9));
+    let unknown = InterfaceInfo { master: Some(99), ..model.state.interfaces[&InterfaceKey(6)].info.clone() };
+    model.apply(Update::Changed(unknown, Box::new(sample(InterfaceKey(6), 1, 1))));
+    model.apply(Update::Samples(vec![sample(InterfaceKey(6), 3, 3)]));
+    assert_eq!(by_network(&model), [on("", 2, 2), on("br-other", 21, 11), on("bridge", 10, 7)]);
+}
+
+#[test]
+fn processes_are_looked_after_while_their_engine_is_away() {
+    let mut model = world();
+    let status = |connected| {
+        Update::Engine(EngineStatus { name: "docker".to_owned(), connected, ..EngineStatus::default() })
+    };
+    let info = running("web", 1);
+    model.apply(status(true)).apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Container(running("never-found", 2)));
+    model.apply(Update::Container(ContainerInfo { engine: PROC.to_owned(), ..running("nameless", 3) }));
+    let looked_after = |model: &Model| -> Vec<u32> {
+        let all = model.state.processes_without_engine();
+        all.into_iter().map(|process| process.pid).collect()
+    };
+    assert_eq!(looked_after(&model), [3], "the engine tells of its own");
+    model.apply(status(false));
+    assert_eq!(looked_after(&model), [3, 1]);
+    model.apply(Update::Ended { id: info.id.clone() });
+    model.apply(Update::Ended { id: running("nameless", 3).id });
+    assert_eq!(model.container("web").expect("within its grace period").state, ContainerState::Exited);
+    assert_eq!(model.container("nameless").expect("the same").state, ContainerState::Removed);
+    model.apply(Update::Container(running("web", 4)));
+    assert_eq!(model.container("web").expect("started again").state, ContainerState::Running);
+}
+
+#[test]
 fn what_is_not_attached_is_said_until_it_is() {
     let mut model = Model::new();
     let failed =

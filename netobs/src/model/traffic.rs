@@ -141,28 +141,45 @@ impl From<&Counters> for Traffic {
 
 impl std::ops::AddAssign<&Traffic> for Traffic {
     fn add_assign(&mut self, other: &Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.wire_packets += other.wire_packets;
-        self.wire_bytes += other.wire_bytes;
-        for (sum, (_, count)) in self.ethertype.each_mut().into_iter().zip(other.ethertype.each()) {
-            *sum += count;
+        self.with(other, |sum, more| *sum += more);
+    }
+}
+
+impl Traffic {
+    /// What of it was counted after `earlier`.
+    pub fn since(mut self, earlier: &Self) -> Self {
+        self.with(earlier, |now, then| *now = now.saturating_sub(then));
+        self
+    }
+
+    /// Does the same to each number and its counterpart.
+    fn with(&mut self, other: &Self, change: impl Fn(&mut u64, u64)) {
+        let of_count = |count: &mut Count, other: Count| {
+            change(&mut count.packets, other.packets);
+            change(&mut count.bytes, other.bytes);
+        };
+        change(&mut self.packets, other.packets);
+        change(&mut self.bytes, other.bytes);
+        change(&mut self.wire_packets, other.wire_packets);
+        change(&mut self.wire_bytes, other.wire_bytes);
+        for (count, (_, other)) in self.ethertype.each_mut().into_iter().zip(other.ethertype.each()) {
+            of_count(count, other);
         }
-        for (sum, (_, count)) in self.cast.each_mut().into_iter().zip(other.cast.each()) {
-            *sum += count;
+        for (count, (_, other)) in self.cast.each_mut().into_iter().zip(other.cast.each()) {
+            of_count(count, other);
         }
-        for (sum, (_, count)) in self.protocol.each_mut().into_iter().zip(other.protocol.each()) {
-            *sum += count;
+        for (count, (_, other)) in self.protocol.each_mut().into_iter().zip(other.protocol.each()) {
+            of_count(count, other);
         }
-        self.tcp_flags.syn += other.tcp_flags.syn;
-        self.tcp_flags.fin += other.tcp_flags.fin;
-        self.tcp_flags.rst += other.tcp_flags.rst;
-        for (sum, count) in self.size.iter_mut().zip(other.size) {
-            *sum += count;
+        change(&mut self.tcp_flags.syn, other.tcp_flags.syn);
+        change(&mut self.tcp_flags.fin, other.tcp_flags.fin);
+        change(&mut self.tcp_flags.rst, other.tcp_flags.rst);
+        for (count, other) in self.size.iter_mut().zip(other.size) {
+            change(count, other);
         }
-        self.truncated += other.truncated;
-        self.unflowed += other.unflowed;
-        self.unflowed_truncated += other.unflowed_truncated;
+        change(&mut self.truncated, other.truncated);
+        of_count(&mut self.unflowed, other.unflowed);
+        change(&mut self.unflowed_truncated, other.unflowed_truncated);
     }
 }
 

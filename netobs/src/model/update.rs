@@ -328,8 +328,8 @@ pub enum Update {
     Vanished {
         what: String,
     },
-    /// Same attachment, something about the interface is new.
-    Changed(InterfaceInfo),
+    /// Same attachment, something about the interface is new; its counters up to then.
+    Changed(InterfaceInfo, Box<Sample>),
     /// The interface is gone or has left the host's namespace; its last counters.
     Detached(Box<Sample>),
     /// What should be observed and is not.
@@ -358,6 +358,10 @@ pub enum Update {
     },
     Container(ContainerInfo),
     Removed {
+        id: String,
+    },
+    /// A container's process is gone, which no engine has told.
+    Ended {
         id: String,
     },
     /// Where a container's process is. Fresh: it binds the host interfaces that lead there now.

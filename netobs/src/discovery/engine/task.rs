@@ -3,8 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
-    path::PathBuf,
-    time::Duration,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use bollard::{
@@ -36,6 +37,9 @@ pub const REQUEST_TIMEOUT_SECONDS: u64 = 10;
 /// Between two attempts to connect, growing.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the socket is still the same one.
+const SOCKET_PAUSE: Duration = Duration::from_secs(2);
 
 /// Containers that are inspected at a time.
 const INSPECT_AT_ONCE: usize = 8;
@@ -100,6 +104,7 @@ struct Follower {
 impl Follower {
     /// One connection, from beginning to end. Whether there was one.
     async fn follow(&mut self) -> Result<bool, Closed> {
+        let socket = identity(&self.task.socket);
         let (docker, version) = match self.connect().await {
             Ok(connected) => connected,
             Err(problem) => return self.disconnected(problem).await.map(|()| false),
@@ -135,8 +140,13 @@ impl Follower {
         for event in early {
             self.event(&docker, event, &mut inspections).await?;
         }
+        let mut socket_checks = tokio::time::interval(SOCKET_PAUSE);
         loop {
             tokio::select! {
+                _ = socket_checks.tick() => if identity(&self.task.socket) != socket {
+                    self.disconnected("its socket was replaced".to_owned()).await?;
+                    return Ok(true);
+                },
                 Some((id, answer)) = inspections.next() => self.inspected(&docker, &id, answer).await?,
                 _ = look_again.tick(), if self.libpod.is_some() => self.list_networks(&docker).await?,
                 event = events.next() => match event {
@@ -366,6 +376,13 @@ impl Inspections {
         self.start();
         Some((id, answer))
     }
+}
+
+/// What tells a socket from another that is put at its path: who listens there may be another engine, while
+/// the one that we are connected with lives on. An inode may be used again, but not at the same time.
+fn identity(socket: &Path) -> Option<(u64, u64, SystemTime)> {
+    let metadata = std::fs::metadata(socket).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?))
 }
 
 /// All networks and all containers, stopped ones included.

@@ -252,7 +252,9 @@ fn relations(snapshot: &Snapshot, graph: &Graph, containers: &[&model::Container
             }
         }
         // Where the engine says that it is, and no interface is known: `none`, and what is not observed.
-        for endpoint in &container.endpoints {
+        let told =
+            container.endpoints.iter().filter(|endpoint| container.networks.contains(&endpoint.network));
+        for endpoint in told {
             let key = Key::network(&container.engine, &endpoint.network_id);
             if graph.network(&key).is_some() && on.insert(key.clone()) {
                 all.push(relation(RelationKind::Connected, &node.key, &key, None));
