@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
-    ebpf::{AttachMode, LoadError, Observer, Options, Port},
+    ebpf::Port,
     inside::Inside,
     model::{
         ContainerInfo, ContainerState, InterfaceKey, KernelStats, NetworkInfo, Protocol, Sample, Snapshot,
@@ -44,10 +44,6 @@ const SCAN_WITHOUT_ENGINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Config {
-    pub max_interfaces: u32,
-    pub mode: AttachMode,
-    /// See [`Options::log`].
-    pub log_programs: bool,
     /// How long what has ended is still told of.
     pub grace: Duration,
     pub engines: Vec<EngineTask>,
@@ -55,14 +51,6 @@ pub struct Config {
     pub proc_root: PathBuf,
     /// Containers and networks that are known without any engine: the demo's. None: find them.
     pub known: Option<(Vec<ContainerInfo>, Vec<NetworkInfo>)>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error("follow the host's interfaces by netlink: {0}")]
-    Netlink(#[from] io::Error),
 }
 
 pub struct Agent {
@@ -89,17 +77,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Loads the programs, attaches to all that is there, and starts following what comes. Must be
-    /// called inside a tokio runtime, which runs the engines' tasks.
+    /// Attaches to all that is there, and starts following what comes. Must be called inside a tokio
+    /// runtime, which runs the engines' tasks.
     ///
     /// # Errors
-    /// See [`StartError`]; nothing stays attached then.
-    pub fn start(config: Config) -> Result<Self, StartError> {
-        let options =
-            Options { max_interfaces: config.max_interfaces, mode: config.mode, log: config.log_programs };
-        let observer = Observer::load(options)?;
-        let mut state = State::new(observer.mode().to_string(), config.grace);
-        let observer: Shared = Arc::new(Mutex::new(observer));
+    /// When netlink is not to be had; nothing stays attached then.
+    pub fn start(config: Config, observer: Shared) -> io::Result<Self> {
+        let mut state = State::new(lock(&observer).mode().to_string(), config.grace);
         let (sender, updates) = mpsc::channel(UPDATE_QUEUE);
         let attacher = {
             // The first listing of a host with more interfaces than the queue holds would wait for us.
@@ -195,7 +179,7 @@ impl Agent {
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
         let (counters, ports) = {
             let observer = lock(&self.observer);
-            (observer.read_all().collect::<Vec<_>>(), observer.read_ports())
+            (observer.read_all(), observer.read_ports())
         };
         let kernel = self.kernel_stats();
         let samples = counters

@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,11 +17,16 @@ use crate::{
     cli::ObserveArgs,
     demo::World,
     discovery::engine::{self, EngineTask},
-    doctor, privileges,
+    doctor,
+    ebpf::{Observer, Options},
+    privileges,
 };
 
 /// How long a single answer waits for the engines to tell their containers.
 pub const SETTLE: Duration = Duration::from_millis(300);
+
+/// Where the host's processes are.
+pub const PROC: &str = "/proc";
 
 /// A runtime of one thread: the work is little and mostly waiting.
 ///
@@ -60,19 +66,14 @@ impl Ending {
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
 pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
-    doctor::require_kernel(Path::new("/proc"))?;
+    doctor::require_kernel(Path::new(PROC))?;
     privileges::require()?;
+    let options = Options { max_interfaces: args.max_interfaces, mode: args.attach, log: args.log_programs };
     let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
-    let agent = Agent::start(Config {
-        max_interfaces: args.max_interfaces,
-        mode: args.attach,
-        log_programs: args.log_programs,
-        grace: args.grace,
-        engines,
-        proc_root: PathBuf::from("/proc"),
-        known: demo.map(|world| (world.containers, world.networks)),
-    })?;
-    Ok(agent)
+    let known = demo.map(|world| (world.containers, world.networks));
+    let config = Config { grace: args.grace, engines, proc_root: PathBuf::from(PROC), known };
+    let observer = Arc::new(Mutex::new(Observer::load(options)?));
+    Agent::start(config, observer).context("follow the host's interfaces by netlink")
 }
 
 /// The engines named, or else the usual ones.

@@ -2,8 +2,10 @@
 //! Knows `model`'s types; does not know `discovery`.
 
 mod attach;
+mod attachments;
 mod clsact;
 mod directory;
+mod hooks;
 mod log;
 mod mapping;
 mod object;
@@ -12,7 +14,8 @@ mod ports;
 mod slots;
 
 pub use attach::AttachMode;
+pub use attachments::{Attach, AttachError, Last};
 pub use clsact::remove_leftovers;
 pub use object::{LoadError, Options};
-pub use observer::{AttachError, Observer};
+pub use observer::Observer;
 pub use ports::Port;
