@@ -19,8 +19,8 @@ use crate::{
     ebpf::Port,
     inside::Inside,
     model::{
-        ContainerInfo, ContainerState, InterfaceKey, KernelStats, NetworkInfo, Protocol, Sample, Snapshot,
-        State, Update, state::PROC,
+        ContainerInfo, ContainerState, InterfaceKey, KernelStats, NetworkInfo, Point, Protocol, Sample,
+        Snapshot, State, Update, state::PROC,
     },
     netlink::Netlink,
 };
@@ -169,6 +169,11 @@ impl Agent {
     /// Interfaces that are observed.
     pub fn attached(&self) -> usize {
         lock(&self.observer).attached()
+    }
+
+    /// Every place that is attached to or could be, and whose it is as far as that is known by now.
+    pub fn points(&self) -> Vec<Point> {
+        self.state.points()
     }
 
     /// Reads all counters, netobs's and the kernel's own, and tells what is known by now.

@@ -14,11 +14,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     agent::{Agent, Config},
-    cli::ObserveArgs,
+    attacher::Shared,
+    cli::{FindArgs, ObserveArgs},
     demo::World,
     discovery::engine::{self, EngineTask},
     doctor,
     ebpf::{Observer, Options},
+    model::{ContainerInfo, NetworkInfo},
     privileges,
 };
 
@@ -66,13 +68,35 @@ impl Ending {
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
 pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
-    doctor::require_kernel(Path::new(PROC))?;
-    privileges::require()?;
-    let options = Options { max_interfaces: args.max_interfaces, mode: args.attach, log: args.log_programs };
-    let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
+    require()?;
+    let options =
+        Options { max_interfaces: args.find.max_interfaces, mode: args.find.attach, log: args.log_programs };
     let known = demo.map(|world| (world.containers, world.networks));
-    let config = Config { grace: args.grace, engines, proc_root: PathBuf::from(PROC), known };
     let observer = Arc::new(Mutex::new(Observer::load(options)?));
+    follow(&args.find, args.grace, known, observer)
+}
+
+/// Kernel and privileges.
+///
+/// # Errors
+/// Says what is missing.
+pub fn require() -> anyhow::Result<()> {
+    doctor::require_kernel(Path::new(PROC))?;
+    privileges::require()
+}
+
+/// Finds what there is and what comes, and has it attached to. Inside a runtime.
+///
+/// # Errors
+/// For a wrong engine, or when netlink is not to be had.
+pub fn follow(
+    args: &FindArgs,
+    grace: Duration,
+    known: Option<(Vec<ContainerInfo>, Vec<NetworkInfo>)>,
+    observer: Shared,
+) -> anyhow::Result<Agent> {
+    let engines = if args.no_engine || known.is_some() { Vec::new() } else { engines(&args.engines)? };
+    let config = Config { grace, engines, proc_root: PathBuf::from(PROC), known };
     Agent::start(config, observer).context("follow the host's interfaces by netlink")
 }
 

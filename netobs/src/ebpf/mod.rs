@@ -12,6 +12,7 @@ mod object;
 mod observer;
 mod ports;
 mod slots;
+mod tracer;
 
 pub use attach::AttachMode;
 pub use attachments::{Attach, AttachError, Last};
@@ -19,3 +20,4 @@ pub use clsact::remove_leftovers;
 pub use object::{LoadError, Options};
 pub use observer::Observer;
 pub use ports::Port;
+pub use tracer::{MIN_RING_BYTES, PacketFilter, Ring, TraceOptions, Tracer};

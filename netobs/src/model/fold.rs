@@ -312,7 +312,7 @@ fn ended_interface((name, network): &(String, Option<String>), retired: &Retired
 }
 
 /// The name, or the short ID where there is none.
-fn display_name(id: &str, name: &str) -> String {
+pub(super) fn display_name(id: &str, name: &str) -> String {
     if name.is_empty() { id.chars().take(SHORT_ID).collect() } else { name.to_owned() }
 }
 
