@@ -4,12 +4,14 @@
 //! Everything made here ends with its value, and with the test process at the latest.
 
 pub mod docker;
+pub mod frames;
 pub mod http;
 pub mod kernel;
 pub mod netns;
 pub mod pretend;
 pub mod program;
 pub mod test_run;
+pub mod trace;
 pub mod traffic;
 
 use std::{

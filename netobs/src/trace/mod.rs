@@ -13,7 +13,7 @@ use std::{
     os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
     path::Path,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     observe,
     output::{filter, format::escape, trace::Writer},
 };
-use reader::{Final, Limits, Names, Progress, Reader};
+use reader::{Final, Limits, Names, Reader, Written};
 
 /// Bytes of each packet without `--snaplen`: what text and JSON tell of a packet is in the first of them.
 const HEADERS_SNAPLEN: u32 = 128;
@@ -137,8 +137,8 @@ async fn trace(
         result = &mut done => result.unwrap_or_else(|_| Err(io::Error::other("the reading thread failed"))),
     };
     let total = session.end();
-    let (last, progress) = thread.finish(session.last(total));
-    report(total, progress, args.count.is_some() || args.max_bytes.is_some());
+    let (last, shown) = thread.finish(session.last(total));
+    report(total, shown, args.count.is_some() || args.max_bytes.is_some());
     result.and(last).context("write packets")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -294,7 +294,8 @@ impl Session {
 struct ReaderThread {
     stop: UnixStream,
     last: mpsc::Sender<Final>,
-    end: mpsc::Receiver<(io::Result<()>, Progress)>,
+    end: mpsc::Receiver<io::Result<()>>,
+    written: Written,
 }
 
 impl ReaderThread {
@@ -303,6 +304,7 @@ impl ReaderThread {
         mut reader: Reader<W>,
     ) -> anyhow::Result<(Self, oneshot::Receiver<io::Result<()>>)> {
         let (stop, stopped) = UnixStream::pair()?;
+        let written = reader.written();
         let (last_sender, last) = mpsc::channel::<Final>();
         let (end_sender, end) = mpsc::channel();
         let (done_sender, done) = oneshot::channel();
@@ -317,30 +319,40 @@ impl ReaderThread {
                     Ok(last) if is_writable => reader.finish(&last, LAST_PACKETS),
                     _ => Ok(()),
                 };
-                let _ = end_sender.send((result, reader.progress()));
+                let _ = end_sender.send(result);
             })
             .context("start the reading thread")?;
-        Ok((Self { stop, last: last_sender, end }, done))
+        Ok((Self { stop, last: last_sender, end, written }, done))
     }
 
-    /// How it ended. Who does not take the output is not waited for forever.
-    fn finish(self, last: Final) -> (io::Result<()>, Progress) {
+    /// How it ended, and how many packets were written. Who does not take the output is not waited for
+    /// forever.
+    fn finish(self, last: Final) -> (io::Result<()>, u64) {
         drop(self.stop);
         let _ = self.last.send(last);
-        self.end.recv_timeout(LAST_OUTPUT).unwrap_or_else(|_| {
-            (Err(io::Error::other("nobody takes the output; its end is missing")), Progress::default())
-        })
+        let written = || self.written.load(Ordering::Relaxed);
+        loop {
+            let before = written();
+            match self.end.recv_timeout(LAST_OUTPUT) {
+                Ok(result) => return (result, written()),
+                Err(_) if written() > before => {}
+                Err(_) => {
+                    let error = "nobody takes the output; its end is missing";
+                    return (Err(io::Error::other(error)), written());
+                }
+            }
+        }
     }
 }
 
 /// On the standard error, as tcpdump has it.
-fn report(total: TraceCounts, progress: Progress, is_limited: bool) {
+fn report(total: TraceCounts, shown: u64, is_limited: bool) {
     let TraceCounts { matched, delivered, lost, limited, .. } = total;
-    eprintln!("netobs: {} packets shown", progress.written);
+    eprintln!("netobs: {} packets shown", shown);
     eprintln!(
         "netobs: {matched} matched = {delivered} delivered + {lost} lost (buffer full) + {limited} over the rate"
     );
-    let unshown = delivered.saturating_sub(progress.written);
+    let unshown = delivered.saturating_sub(shown);
     if unshown > 0 {
         let why = if is_limited { "after the last one that was asked for" } else { "could not be written" };
         eprintln!("netobs: {unshown} delivered and not shown: {why}");

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     os::{fd::AsFd as _, unix::net::UnixStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -58,13 +61,8 @@ pub struct Final {
     pub counts: BTreeMap<InterfaceKey, TraceCounts>,
 }
 
-/// How far it came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Taken out of the ring.
-    pub read: u64,
-    pub written: u64,
-}
+/// Packets written so far, for whoever waits for the end.
+pub type Written = Arc<AtomicU64>;
 
 pub struct Reader<W> {
     ring: Ring,
@@ -77,7 +75,9 @@ pub struct Reader<W> {
     epoch_ns: u64,
     start_ns: u64,
     written_bytes: u64,
-    progress: Progress,
+    /// Packets taken out of the ring.
+    read: u64,
+    written: Written,
     is_full: bool,
 }
 
@@ -95,7 +95,8 @@ impl<W: Write> Reader<W> {
             epoch_ns: start_ns.saturating_sub(now_ns()?),
             start_ns,
             written_bytes: 0,
-            progress: Progress::default(),
+            read: 0,
+            written: Written::default(),
             is_full: false,
         };
         let mut begin = Vec::new();
@@ -135,7 +136,7 @@ impl<W: Write> Reader<W> {
     /// Writes what is left, after all has been detached.
     pub fn finish(&mut self, last: &Final, patience: Duration) -> io::Result<()> {
         let end = std::time::Instant::now() + patience;
-        while self.progress.read < last.delivered && std::time::Instant::now() < end {
+        while self.read < last.delivered && std::time::Instant::now() < end {
             if self.take_batch() == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -153,8 +154,8 @@ impl<W: Write> Reader<W> {
         self.out.flush()
     }
 
-    pub const fn progress(&self) -> Progress {
-        self.progress
+    pub fn written(&self) -> Written {
+        Arc::clone(&self.written)
     }
 
     fn take_batch(&mut self) -> usize {
@@ -169,7 +170,7 @@ impl<W: Write> Reader<W> {
         {
             taken += 1;
         }
-        self.progress.read += taken as u64;
+        self.read += taken as u64;
         taken
     }
 
@@ -194,8 +195,8 @@ impl<W: Write> Reader<W> {
             return Ok(());
         }
         self.write(&record)?;
-        self.progress.written += 1;
-        self.is_full = self.limits.packets == Some(self.progress.written);
+        let written = self.written.fetch_add(1, Ordering::Relaxed) + 1;
+        self.is_full = self.limits.packets == Some(written);
         Ok(())
     }
 
