@@ -915,8 +915,8 @@ fn programs_of(pid: u32) -> BTreeSet<u32> {
 /// and beside no program, in turns; the kernel's statistics are on for all three.
 #[test]
 fn a_million_packets_that_are_not_asked_for() {
-    const PACKETS: u64 = 350_000;
-    const ROUNDS: usize = 3;
+    const PACKETS: u64 = 150_000;
+    const ROUNDS: usize = 7;
     let place = Place::new(2);
     let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).expect("run statistics");
     let run = || {
@@ -926,17 +926,11 @@ fn a_million_packets_that_are_not_asked_for() {
         let sent = passed(&place) - before;
         time.as_secs_f64() * 1e9 / sent as f64
     };
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    // What else the machine does only adds to it.
+    let least = |values: Vec<f64>| values.into_iter().fold(f64::INFINITY, f64::min);
     let has_tcx = kernel::attach_modes("a_million_packets_that_are_not_asked_for").contains(&"tcx");
-    let filters: [&[&str]; 4] = [
-        &["--ethertype", "0x88cc"],
-        &["--proto", "tcp"],
-        &["--host", "192.0.2.1"],
-        &["--proto", "udp", "--port", "4789", "--host", "192.0.2.0/24"],
-    ];
+    let filters: [&[&str]; 2] =
+        [&["--ethertype", "0x88cc"], &["--proto", "udp", "--port", "4789", "--host", "10.77.0.0/24"]];
     let mut not_asked_for = 0;
     for filter in filters {
         let (mut off, mut on, mut empty) = (Vec::new(), Vec::new(), Vec::new());
@@ -961,18 +955,18 @@ fn a_million_packets_that_are_not_asked_for() {
                 drop(links);
             }
         }
-        let (off, on) = (median(off), median(on));
+        let (off, on) = (least(off), least(on));
         println!(
-            "{filter:?}: {off:.0} ns a packet and interface without, {on:.0} with trace ({:+.1}%); in the program \
+            "{filter:?}, least of {ROUNDS}: {off:.0} ns a packet and interface without, {on:.0} with trace ({:+.1}%); in the program \
              {:.1} ns",
             100.0 * (on / off - 1.0),
-            median(of_trace)
+            least(of_trace)
         );
         if has_tcx {
             println!(
                 "    an empty program: {:.0} ns a packet and interface; in the program {:.1} ns",
-                median(empty),
-                median(of_empty)
+                least(empty),
+                least(of_empty)
             );
         }
     }

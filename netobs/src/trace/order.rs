@@ -4,8 +4,8 @@
 //! ring the wrong way round. So each is held until no earlier one is to be expected.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
     time::Duration,
 };
 
@@ -32,41 +32,69 @@ pub struct Captured {
 
 #[derive(Default)]
 pub struct Order {
-    /// By time; of the same time, as they came.
-    heap: BinaryHeap<Reverse<(u64, u64)>>,
-    held: BTreeMap<u64, Captured>,
+    heap: BinaryHeap<Reverse<Held>>,
     next: u64,
     bytes: usize,
 }
 
+/// By time; of the same time, as they came.
+struct Held {
+    number: u64,
+    captured: Captured,
+}
+
 impl Order {
     pub fn push(&mut self, captured: Captured) {
-        self.heap.push(Reverse((captured.header.time_ns, self.next)));
         self.bytes += captured.bytes.len() + OVERHEAD_BYTES;
-        self.held.insert(self.next, captured);
+        self.heap.push(Reverse(Held { number: self.next, captured }));
         self.next += 1;
     }
 
     /// The earliest, if it need not be held any longer: `now_ns` is by the packets' clock, `is_named` says
     /// whether it is known whose a slot is.
     pub fn pop(&mut self, now_ns: u64, is_named: impl FnOnce(u32) -> bool) -> Option<Captured> {
-        let Reverse((time_ns, number)) = self.heap.peek()?;
-        let age = Duration::from_nanos(now_ns.saturating_sub(*time_ns));
-        let slot = self.held.get(number)?.header.slot;
-        let is_due = age >= PATIENCE || age >= HOLD && is_named(slot);
+        let Reverse(first) = self.heap.peek()?;
+        let header = &first.captured.header;
+        let age = Duration::from_nanos(now_ns.saturating_sub(header.time_ns));
+        let is_due = age >= PATIENCE || age >= HOLD && is_named(header.slot);
         if is_due || self.bytes > MAX_BYTES { self.take() } else { None }
     }
 
     /// The earliest, in any case.
     pub fn take(&mut self) -> Option<Captured> {
-        let Reverse((_, number)) = self.heap.pop()?;
-        let captured = self.held.remove(&number)?;
+        let Reverse(Held { captured, .. }) = self.heap.pop()?;
         self.bytes -= captured.bytes.len() + OVERHEAD_BYTES;
         Some(captured)
     }
 
     pub fn is_empty(&self) -> bool {
         self.heap.is_empty()
+    }
+}
+
+impl Held {
+    const fn key(&self) -> (u64, u64) {
+        (self.captured.header.time_ns, self.number)
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Held {}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Held {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
     }
 }
 
