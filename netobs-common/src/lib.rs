@@ -5,7 +5,7 @@
 #![no_std]
 
 /// Version of everything in this crate that crosses the kernel boundary.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Direction as the attached interface sees it: the value is the low bit of a counter index.
 pub const INGRESS: u32 = 0;
@@ -79,9 +79,6 @@ pub struct Count {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
-    /// Written by userspace: not 0 if the published ports of this attachment are counted. First, so that
-    /// it is on a cache line with what most packets are counted in.
-    pub published: u64,
     /// Frames as the stack counts them (a GSO super-packet is one), by [`class`].
     pub class: [Count; class::COUNT],
     /// Wire packets by size, see [`SIZE_BOUNDS`]. A super-packet counts as its segments.
@@ -97,13 +94,14 @@ pub struct Counters {
     pub tcp_rst: u64,
     /// Frames that ended inside a header that was needed; they are counted in `class` as far as known.
     pub truncated: u64,
-    /// Keeps the size a power of two, so that an array index is a shift.
-    pub reserved: [u64; 2],
+    /// IP packets that are in no flow: there was no room for one more, or their IP header was cut.
+    pub unflowed: Count,
+    /// How many of these had their IP header cut.
+    pub unflowed_truncated: u64,
 }
 
 impl Counters {
     pub const ZERO: Self = Self {
-        published: 0,
         class: [Count { packets: 0, bytes: 0 }; class::COUNT],
         size: [0; SIZE_BUCKETS],
         unfolded: Count { packets: 0, bytes: 0 },
@@ -113,56 +111,117 @@ impl Counters {
         tcp_fin: 0,
         tcp_rst: 0,
         truncated: 0,
-        reserved: [0; 2],
+        unflowed: Count { packets: 0, bytes: 0 },
+        unflowed_truncated: 0,
     };
 
     /// The same memory as 64-bit words, the unit in which userspace reads it.
     pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();
 }
 
-/// Published ports that can be counted at a time.
-pub const MAX_PORTS: u32 = 4096;
-
-/// Clients of published ports that can be told apart at a time.
-pub const MAX_CLIENTS: u32 = 16 * 1024;
-
-/// A published port, as the container has it.
+/// What a flow is of: an attachment, two ends, a protocol. End `a` is the one that ingress packets come
+/// from: at a container's veth on the host the container, inside a container its peer. So both
+/// directions of a conversation have the same key.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortKey {
-    /// Of the attachment to the container's interface.
-    pub slot: u32,
-    pub port: u16,
-    /// IANA number: 6 is TCP, 17 is UDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowKey {
+    /// IPv6, or IPv4 as `::ffff:a.b.c.d`; network byte order.
+    pub a: [u8; 16],
+    pub b: [u8; 16],
+    /// Host byte order. Of ICMP and ICMPv6 the identifier of an echo, else 0. Of later fragments, of other
+    /// protocols, and where the packet ended before: 0.
+    pub a_port: u16,
+    /// As `a_port`; of ICMP and ICMPv6 the type (of an echo: the request's) in the upper half and the code in
+    /// the lower.
+    pub b_port: u16,
+    pub slot: u16,
+    /// IANA protocol number.
     pub protocol: u8,
     /// 0.
     pub reserved: u8,
 }
 
-/// One client of a published port.
+/// A flow's place in the cells of one CPU, which alone writes it; 64 bytes, a cache line. Counters only
+/// grow, those of 32 bits wrap: userspace reads them often enough to see each wrap.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientKey {
-    pub port: PortKey,
-    /// IPv6, or IPv4 as `::ffff:a.b.c.d`; network byte order.
-    pub address: [u8; 16],
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlowCell {
+    /// Which flow it is: a hash of its key. [`FREE_CELL`] is nobody's, and [`LEAVING_CELL`] one that
+    /// userspace is taking back. The kernel programs write it when it is free, userspace when it is not.
+    pub tag: u64,
+    /// When it was taken, `CLOCK_MONOTONIC` in ns.
+    pub first_ns: u64,
+    /// By direction: `skb->len` added up.
+    pub bytes: [u64; 2],
+    /// By direction: frames as the stack counts them, and what unfolding super-packets adds.
+    pub count: [FlowCount; 2],
+    /// By direction: what unfolding adds.
+    pub unfolded_bytes: [u32; 2],
+    /// When it last counted: the lower half of the kernel's jiffies.
+    pub last: u32,
+    /// By direction: TCP flags seen, [`FIRST`] and [`OPENED`].
+    pub flags: [u8; 2],
+    pub reserved: u16,
 }
 
-/// What passed a port, from the container's side: `rx` is what it receives. Frames and their bytes as the
-/// stack counts them.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PortCounters {
-    pub rx: Count,
-    pub tx: Count,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlowCount {
+    pub packets: u32,
+    pub unfolded: u32,
 }
 
-impl PortCounters {
-    pub const ZERO: Self = Self { rx: Count { packets: 0, bytes: 0 }, tx: Count { packets: 0, bytes: 0 } };
+/// [`FlowCell::tag`] of a cell that is free.
+pub const FREE_CELL: u64 = 0;
+/// [`FlowCell::tag`] of a cell that userspace is taking back.
+pub const LEAVING_CELL: u64 = 1;
+
+/// In the flags of a flow's direction, beside the lower six TCP flags: the first packet seen of the flow went
+/// this way.
+pub const FIRST: u8 = 0x40;
+/// Likewise: a TCP SYN without ACK was seen to go this way.
+pub const OPENED: u8 = 0x80;
+
+/// Whose a cell is; written when it is taken, before its tag.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlowOwner {
+    pub key: FlowKey,
+    /// The lower half of the jiffies at [`FlowCell::first_ns`].
+    pub first: u32,
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<PortKey>() == 8 && size_of::<ClientKey>() == 24);
-const _: () = assert!(size_of::<PortCounters>() == 32);
+/// A flow that found no cell, in the overflow map; since it was made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OverflowFlow {
+    /// By direction.
+    pub packets: [u64; 2],
+    pub bytes: [u64; 2],
+    pub unfolded: [u64; 2],
+    pub unfolded_bytes: [u64; 2],
+    /// `CLOCK_MONOTONIC` in ns.
+    pub first_ns: u64,
+    pub last_ns: u64,
+    /// By direction, as [`FlowCell::flags`].
+    pub flags: [u32; 2],
+}
+
+impl OverflowFlow {
+    pub const ZERO: Self = Self {
+        packets: [0; 2],
+        bytes: [0; 2],
+        unfolded: [0; 2],
+        unfolded_bytes: [0; 2],
+        first_ns: 0,
+        last_ns: 0,
+        flags: [0; 2],
+    };
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowCell>() == 64);
+const _: () = assert!(size_of::<FlowOwner>() == 48 && size_of::<OverflowFlow>() == 88);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
 

@@ -1,6 +1,7 @@
 //! What the kernel objects share. Each object is a binary of its own, with maps of its own, so that what
 //! is not asked for is not loaded.
 #![no_std]
+#![feature(asm_experimental_arch)]
 #![expect(
     clippy::not_unsafe_ptr_arg_deref,
     reason = "of contexts, which the verifier knows to be the kernel's"

@@ -43,14 +43,18 @@ pub mod tcp_flag {
     pub const FIN: u8 = 0x01;
     pub const SYN: u8 = 0x02;
     pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
 }
 
 /// Destination of a frame at L2.
-#[derive(Clone, Copy)]
-pub enum Cast {
-    Unicast,
-    Multicast,
-    Broadcast,
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Cast(u32);
+
+impl Cast {
+    pub const UNICAST: Self = Self(0);
+    pub const MULTICAST: Self = Self(1);
+    pub const BROADCAST: Self = Self(2);
 }
 
 #[derive(Clone, Copy)]
@@ -63,11 +67,42 @@ pub struct Packet {
     /// Bytes before the payload that each segment of a super-packet repeats.
     pub headers_len: u32,
     pub truncated: bool,
+    pub version: Version,
+    /// IANA protocol number, of an IP packet whose fixed header is there.
+    pub protocol: u8,
+    /// Offset of the IP header.
+    pub network: u32,
+    /// Offset of what follows the IP headers; 0 in later fragments, which have no transport header.
+    pub transport: u32,
+}
+
+/// Of the IP header, if there is one and its fixed part is all there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Version(pub u32);
+
+impl Version {
+    pub const NONE: Self = Self(0);
+    pub const V4: Self = Self(1);
+    pub const V6: Self = Self(2);
+}
+
+/// Always 0, and the verifier does not know it.
+static mut ZERO: u32 = 0;
+
+/// The same value, of which the verifier no longer knows by which way it was found: else it walks what comes
+/// after once for each.
+#[inline(always)]
+fn opaque(value: u32) -> u32 {
+    // SAFETY: nobody writes.
+    value ^ unsafe { core::ptr::read_volatile(&raw const ZERO) }
 }
 
 /// Where the bytes of a packet are read. Offsets are from where it begins: with the
 /// Ethernet header at TC hooks (`LINK`), with the IP header at cgroup hooks.
-pub trait Source {
+pub trait Source: Sized {
+    /// The same packet, `offset` bytes on. Less than 32,768.
+    fn at(&self, offset: usize) -> Self;
     /// None past the end.
     fn byte(&self, offset: usize) -> Option<u8>;
     /// Two bytes, most significant first.
@@ -81,6 +116,11 @@ pub struct Linear {
 }
 
 impl Source for Linear {
+    #[inline(always)]
+    fn at(&self, offset: usize) -> Self {
+        Self { data: pointer(self.data, offset), end: self.end }
+    }
+
     #[inline(always)]
     fn byte(&self, offset: usize) -> Option<u8> {
         let address = self.data + offset;
@@ -102,18 +142,39 @@ impl Source for Linear {
     }
 }
 
+/// A pointer into a packet, as one value that the compiler takes as it is: taken apart and put together anew,
+/// the verifier would not know that a check of one is a check of the other.
+#[inline(always)]
+pub fn pointer(data: usize, offset: usize) -> usize {
+    let mut pointer = data + (offset & MAX_OFFSET);
+    // SAFETY: a move to itself; with no instruction at all there would be line information for none, which
+    // the kernel refuses.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags))
+    };
+    pointer
+}
+
 /// The whole skb, by helper: for the few whose headers are not in the linear part.
 pub struct Whole {
     pub skb: *mut __sk_buff,
+    /// Where offsets count from.
+    pub start: usize,
 }
 
 impl Source for Whole {
     #[inline(always)]
+    fn at(&self, offset: usize) -> Self {
+        Self { skb: self.skb, start: self.start + offset }
+    }
+
+    #[inline(always)]
     fn byte(&self, offset: usize) -> Option<u8> {
         let mut value = 0u8;
         // SAFETY: the destination is one byte on the stack; the helper checks the offset.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 1) };
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), (self.start + offset) as u32, (&raw mut value).cast(), 1)
+        };
         (failed == 0).then_some(value)
     }
 
@@ -121,8 +182,9 @@ impl Source for Whole {
     fn be16(&self, offset: usize) -> Option<u16> {
         let mut value = 0u16;
         // SAFETY: as above, two bytes.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut value).cast(), 2) };
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), (self.start + offset) as u32, (&raw mut value).cast(), 2)
+        };
         (failed == 0).then_some(u16::from_be(value))
     }
 }
@@ -131,9 +193,11 @@ impl Source for Whole {
 #[inline(always)]
 pub fn parse<const LINK: bool>(skb: *mut __sk_buff) -> Packet {
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
-    let (data, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len as usize) };
+    let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     let packet = read::<LINK>(&Linear { data, end }, skb);
-    if packet.truncated && data + len > end {
+    // Read anew: added to a pointer, each range that the verifier has for it would be a walk of its own.
+    // SAFETY: as above.
+    if packet.truncated && data + unsafe { core::ptr::read_volatile(&raw const (*skb).len) } as usize > end {
         return Packet::unpack(parse_whole::<LINK>(skb));
     }
     packet
@@ -141,7 +205,7 @@ pub fn parse<const LINK: bool>(skb: *mut __sk_buff) -> Packet {
 
 #[inline(never)]
 fn parse_whole<const LINK: bool>(skb: *mut __sk_buff) -> u64 {
-    read::<LINK>(&Whole { skb }, skb).pack()
+    read::<LINK>(&Whole { skb, start: 0 }, skb).pack()
 }
 
 impl Packet {
@@ -149,36 +213,46 @@ impl Packet {
     #[inline(always)]
     fn pack(self) -> u64 {
         u64::from(self.class)
-            | (self.cast as u64) << 8
+            | u64::from(self.cast.0) << 5
+            | u64::from(self.truncated) << 7
+            | u64::from(self.version.0) << 8
+            | u64::from(self.network) << 10
             | u64::from(self.tcp_flags) << 16
-            | u64::from(self.truncated) << 24
+            | u64::from(self.protocol) << 24
             | u64::from(self.headers_len) << 32
+            | u64::from(self.transport) << 48
     }
 
     #[inline(always)]
     fn unpack(packed: u64) -> Self {
         Self {
-            class: packed as u32 & 0xff,
-            cast: match (packed >> 8) as u8 {
-                0 => Cast::Unicast,
-                1 => Cast::Multicast,
-                _ => Cast::Broadcast,
-            },
+            class: packed as u32 & 0x1f,
+            cast: Cast((packed >> 5) as u32 & 3),
+            truncated: packed >> 7 & 1 != 0,
+            version: Version((packed >> 8) as u32 & 3),
+            network: (packed >> 10) as u32 & 0x3f,
             tcp_flags: (packed >> 16) as u8,
-            truncated: packed >> 24 & 1 != 0,
-            headers_len: (packed >> 32) as u32,
+            protocol: (packed >> 24) as u8,
+            headers_len: (packed >> 32) as u32 & 0xffff,
+            transport: (packed >> 48) as u32,
         }
     }
 }
+
+const _: () = assert!(class::COUNT <= 0x20);
 
 #[inline(always)]
 fn read<const LINK: bool>(source: &impl Source, skb: *mut __sk_buff) -> Packet {
     let mut packet = Packet {
         class: class::OTHER,
-        cast: Cast::Unicast,
+        cast: Cast::UNICAST,
         tcp_flags: 0,
         headers_len: if LINK { ETH_LEN as u32 } else { 0 },
         truncated: false,
+        version: Version::NONE,
+        protocol: 0,
+        network: 0,
+        transport: 0,
     };
     let read =
         if LINK { read_link(source, skb, &mut packet) } else { read_network_only(source, skb, &mut packet) };
@@ -223,8 +297,13 @@ fn read_link(source: &impl Source, skb: *mut __sk_buff, packet: &mut Packet) -> 
             return Some(());
         }
     }
-    read_network(source, skb, packet, base, ethertype, offset)
+    packet.cast = Cast(opaque(packet.cast.0));
+    let offset = (opaque(offset as u32) & MAX_NETWORK) as usize;
+    read_network(source, skb, packet, opaque(base), ethertype, offset)
 }
+
+/// Largest offset of an IP header, and more.
+pub const MAX_NETWORK: u32 = 0x1f;
 
 /// From the IP header on, where there is no other; the address says whether it is for a group.
 #[inline(always)]
@@ -234,14 +313,14 @@ fn read_network_only(source: &impl Source, skb: *mut __sk_buff, packet: &mut Pac
     if version == 4 {
         let destination = source.be16(16)?;
         if destination >> 12 == 0xe {
-            packet.cast = Cast::Multicast;
+            packet.cast = Cast::MULTICAST;
         } else if destination == 0xffff && source.be16(18)? == 0xffff {
-            packet.cast = Cast::Broadcast;
+            packet.cast = Cast::BROADCAST;
         }
         read_network(source, skb, packet, class::IPV4, ethertype::IPV4, 0)
     } else if version == 6 {
         if source.byte(24)? == 0xff {
-            packet.cast = Cast::Multicast;
+            packet.cast = Cast::MULTICAST;
         }
         read_network(source, skb, packet, class::IPV6, ethertype::IPV6, 0)
     } else {
@@ -259,40 +338,51 @@ fn read_network(
     ethertype: u16,
     offset: usize,
 ) -> Option<()> {
-    let (transport, protocol, first_fragment) = match ethertype {
+    packet.class = base + l4::OTHER;
+    packet.network = offset as u32;
+    let ip = source.at(offset);
+    let (headers, protocol, first_fragment) = match ethertype {
         ethertype::IPV4 => {
-            packet.class = base + l4::OTHER;
-            let header_len = (source.byte(offset)? & 0x0f) as usize * 4;
-            let fragment = source.be16(offset + 6)? & 0x1fff;
-            let protocol = source.byte(offset + 9)?;
+            let header_len = (ip.byte(0)? & 0x0f) as usize * 4;
+            let fragment = ip.be16(6)? & 0x1fff;
+            let protocol = ip.byte(9)?;
+            // The last byte of the fixed header.
+            ip.byte(19)?;
             if header_len < 20 {
                 return None;
             }
-            (offset + header_len, protocol, fragment == 0)
+            packet.version = Version::V4;
+            (header_len, protocol, fragment == 0)
         }
         _ => {
-            packet.class = base + l4::OTHER;
-            let next = source.byte(offset + 6)?;
+            let next = ip.byte(6)?;
+            ip.byte(39)?;
+            packet.version = Version::V6;
+            packet.protocol = next;
             if extension_unit(next) != 0 {
                 let packed = extensions(skb, offset as u32 + 40, next);
                 if packed == EXTENSIONS_CUT {
                     return None;
                 }
-                ((packed >> 16) as usize & MAX_OFFSET, packed as u8, packed >> 8 & 1 != 0)
+                let transport = (packed >> 16) as usize & MAX_OFFSET;
+                (transport.wrapping_sub(offset) & MAX_OFFSET, packed as u8, packed >> 8 & 1 != 0)
             } else {
-                (offset + 40, next, true)
+                (40, next, true)
             }
         }
     };
-    packet.headers_len = transport as u32;
+    packet.protocol = protocol;
+    packet.headers_len = (offset + headers) as u32;
     let l4 = l4_of(protocol);
     packet.class = base + l4;
     if !first_fragment {
         return Some(());
     }
+    packet.transport = (offset + headers) as u32;
+    let transport = ip.at(headers);
     if l4 == l4::TCP {
-        let data_offset = source.byte(transport + 12)?;
-        packet.tcp_flags = source.byte(transport + 13)?;
+        let data_offset = transport.byte(12)?;
+        packet.tcp_flags = transport.byte(13)?;
         packet.headers_len += (data_offset >> 4) as u32 * 4;
     } else if l4 == l4::UDP {
         packet.headers_len += 8;
@@ -323,7 +413,7 @@ fn l4_of(protocol: u8) -> u32 {
 #[inline(always)]
 fn group_cast(source: &impl Source) -> Option<Cast> {
     let all = source.be16(0)? & source.be16(2)? & source.be16(4)?;
-    Some(if all == 0xffff { Cast::Broadcast } else { Cast::Multicast })
+    Some(if all == 0xffff { Cast::BROADCAST } else { Cast::MULTICAST })
 }
 
 /// What an IPv6 extension header's length is a multiple of, plus one; 0: no extension header. Its length

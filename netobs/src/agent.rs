@@ -16,11 +16,14 @@ use tokio::sync::mpsc;
 use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
-    ebpf::Port,
+    drain::Drain,
     inside::Inside,
     model::{
-        ContainerInfo, ContainerState, InterfaceKey, KernelStats, NetworkInfo, Point, Protocol, Sample,
-        Snapshot, State, Update, state::PROC,
+        ContainerInfo, ContainerState, KernelStats, NetworkInfo, Point, PublishedPort, Sample, Snapshot,
+        State, Update,
+        conversation::{Conversation, Conversations},
+        flow::FlowOptions,
+        state::PROC,
     },
     netlink::Netlink,
 };
@@ -44,6 +47,9 @@ const SCAN_WITHOUT_ENGINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Config {
+    pub flows: FlowOptions,
+    /// How often flows are read and what is idle is taken back. None: the observer counts none.
+    pub flow_interval: Option<Duration>,
     /// How long what has ended is still told of.
     pub grace: Duration,
     pub engines: Vec<EngineTask>,
@@ -53,13 +59,27 @@ pub struct Config {
     pub known: Option<(Vec<ContainerInfo>, Vec<NetworkInfo>)>,
 }
 
+impl Config {
+    /// For an observer that counts no flows, without any engine.
+    pub fn new(grace: Duration) -> Self {
+        Self {
+            flows: FlowOptions { max_flows: 0, ..FlowOptions::default() },
+            flow_interval: None,
+            grace,
+            engines: Vec::new(),
+            proc_root: PathBuf::from("/proc"),
+            known: None,
+        }
+    }
+}
+
 pub struct Agent {
     state: State,
     observer: Shared,
     netlink: Netlink,
     updates: mpsc::Receiver<Update>,
     proc_root: PathBuf,
-    /// Names of the engines that are asked.
+    /// Endpoints of the engines that are asked.
     engines: Vec<String>,
     /// Namespaces without a known container: when to look again, and the pause after that.
     retries: BTreeMap<i32, (Instant, Duration)>,
@@ -70,8 +90,9 @@ pub struct Agent {
     next_scan_without_engine: Option<Instant>,
     last_cleanup: Instant,
     inside: Inside,
-    /// Ports that are counted apart, by attachment.
-    published: BTreeMap<InterfaceKey, Vec<Port>>,
+    /// Published ports by container, as they were when the host was last looked at.
+    published: BTreeMap<String, Vec<PublishedPort>>,
+    _drain: Option<Drain>,
     /// Its thread shares the observer: when that has ended, the observer goes and everything is detached.
     _attacher: Attacher,
 }
@@ -81,9 +102,9 @@ impl Agent {
     /// runtime, which runs the engines' tasks.
     ///
     /// # Errors
-    /// When netlink is not to be had; nothing stays attached then.
+    /// When netlink or a thread is not to be had; nothing stays attached then.
     pub fn start(config: Config, observer: Shared) -> io::Result<Self> {
-        let mut state = State::new(lock(&observer).mode().to_string(), config.grace);
+        let mut state = State::new(lock(&observer).mode().to_string(), config.grace).with_flows(config.flows);
         let (sender, updates) = mpsc::channel(UPDATE_QUEUE);
         let attacher = {
             // The first listing of a host with more interfaces than the queue holds would wait for us.
@@ -107,16 +128,21 @@ impl Agent {
             }
         }
         let attacher = attacher.join().map_err(|_| io::Error::other("the attaching thread failed"))??;
-        let engines = config.engines.iter().map(|engine| engine.name.clone()).collect();
+        let engines = config.engines.iter().map(EngineTask::endpoint).collect();
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
         }
+        let drain = config
+            .flow_interval
+            .map(|interval| Drain::start(Arc::clone(&observer), sender.clone(), interval))
+            .transpose()?;
         let inside = Inside::new(Arc::clone(&observer), config.proc_root.clone());
         let mut agent = Self {
             state,
             observer,
             inside,
             published: BTreeMap::new(),
+            _drain: drain,
             netlink: Netlink::connect()?,
             updates: agent_updates,
             proc_root: config.proc_root,
@@ -128,6 +154,7 @@ impl Agent {
             last_cleanup: now,
             _attacher: attacher,
         };
+        agent.look_at_host(now);
         agent.apply_waiting();
         Ok(agent)
     }
@@ -140,7 +167,7 @@ impl Agent {
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
-                Some(update) => self.state.apply(update, Instant::now()),
+                Some(update) => self.apply(update, Instant::now()),
                 None => std::future::pending().await,
             },
             () = wait => {}
@@ -182,9 +209,10 @@ impl Agent {
         self.forget();
         let now = Instant::now();
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
-        let (counters, ports) = {
-            let observer = lock(&self.observer);
-            (observer.read_all(), observer.read_ports())
+        // Flows first: what they have is in the counters already.
+        let (flows, counters) = {
+            let mut observer = lock(&self.observer);
+            (observer.peek_flows(), observer.read_all())
         };
         let kernel = self.kernel_stats();
         let samples = counters
@@ -196,16 +224,25 @@ impl Agent {
             })
             .collect();
         let now = Instant::now();
-        self.state.apply(Update::Published(ports), now);
+        self.apply(Update::Flows(flows), now);
         self.state.apply(Update::Samples(samples), now);
         self.state.snapshot(now, SystemTime::now())
+    }
+
+    /// The conversations that now are, those that `keep` keeps, at most `limit`.
+    pub fn flows(&mut self, keep: impl Fn(&Conversation) -> bool, limit: usize) -> Conversations {
+        self.apply_waiting();
+        let records = lock(&self.observer).peek_flows();
+        let now = Instant::now();
+        self.apply(Update::Flows(records), now);
+        self.state.conversations(now, SystemTime::now(), keep, limit)
     }
 
     /// Takes in what is waiting, then finds out whose the new namespaces are.
     fn apply_waiting(&mut self) {
         let now = Instant::now();
         while let Ok(update) = self.updates.try_recv() {
-            self.state.apply(update, now);
+            self.apply(update, now);
         }
         for (id, pid) in self.state.wanting_namespace() {
             self.look_into(id, pid);
@@ -213,45 +250,33 @@ impl Agent {
         self.scan_without_engine(now);
         self.attribute(now);
         self.inside.reconcile(&mut self.state, now);
-        self.publish(now);
+        if !self.state.has_published(&self.published) {
+            self.published = self.state.published();
+            self.look_at_host(now);
+        }
     }
 
-    /// Has the published ports of the containers that are known by now counted apart.
-    fn publish(&mut self, now: Instant) {
-        let wanted: BTreeMap<InterfaceKey, Vec<Port>> = self
-            .state
-            .published()
-            .into_iter()
-            .map(|(key, published)| {
-                let mut ports: Vec<Port> = published
-                    .iter()
-                    .filter(|port| port.protocol != Protocol::Sctp)
-                    .map(|port| Port { protocol: port.protocol, port: port.container_port })
-                    .collect();
-                ports.dedup();
-                (key, ports)
-            })
-            .collect();
-        if wanted == self.published {
-            return;
+    fn apply(&mut self, update: Update, now: Instant) {
+        if matches!(update, Update::Flows(_)) {
+            self.look_at_addresses(now);
         }
-        for (key, ports) in &wanted {
-            if self.published.get(key) != Some(ports)
-                && let Err(error) = lock(&self.observer).publish(*key, ports.clone())
-            {
-                let why = format!("some are not counted: {error}");
-                self.state.apply(Update::Degraded { feature: "published ports", why }, now);
-            }
-        }
-        self.published = wanted;
-        self.look_at_host(now);
+        self.state.apply(update, now);
     }
 
-    /// What tells one way to a published port from another.
+    /// What tells one way to a container from another.
     fn look_at_host(&mut self, now: Instant) {
-        let proxies = procfs::proxies(&self.proc_root).unwrap_or_default();
+        self.look_at_addresses(now);
+        let proxies = if self.published.is_empty() {
+            BTreeSet::new()
+        } else {
+            procfs::proxies(&self.proc_root).unwrap_or_default()
+        };
+        self.state.apply(Update::Proxies(proxies), now);
+    }
+
+    fn look_at_addresses(&mut self, now: Instant) {
         match namespace::own_addresses(&mut self.netlink) {
-            Ok(addresses) => self.state.apply(Update::Host { addresses, proxies }, now),
+            Ok(addresses) => self.state.apply(Update::HostAddresses(addresses), now),
             Err(error) => tracing::warn!(%error, "list the host's addresses"),
         }
     }
@@ -372,9 +397,7 @@ impl Agent {
                 self.look_into(id, pid);
             }
         }
-        if !self.published.is_empty() {
-            self.look_at_host(Instant::now());
-        }
+        self.look_at_host(Instant::now());
     }
 
     fn kernel_stats(&mut self) -> BTreeMap<u32, KernelStats> {

@@ -191,7 +191,7 @@ impl Worker {
         }
         let key = InterfaceKey(self.next_key);
         self.next_key += 1;
-        match lock(&self.observer).attach(key, link.ifindex) {
+        match lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge) {
             Ok(()) => {}
             Err(AttachError::Gone) => return,
             Err(error) => {
@@ -218,8 +218,8 @@ impl Worker {
             return self.tell(Update::Vanished { what: ifindex.to_string() });
         };
         let last = lock(&self.observer).detach(key);
-        if let Some(([ingress, egress], ports)) = last {
-            self.tell(Update::Detached(Box::new(Sample { key, ingress, egress, kernel }), ports));
+        if let Some([ingress, egress]) = last {
+            self.tell(Update::Detached(Box::new(Sample { key, ingress, egress, kernel })));
         }
         self.retry();
     }

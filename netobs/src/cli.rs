@@ -20,6 +20,8 @@ pub enum Command {
     Watch(WatchArgs),
     /// Run in the background: Prometheus endpoint, JSON snapshot, health
     Agent(AgentArgs),
+    /// Who talks to whom: containers, addresses, ports, packets and bytes both ways
+    Flows(FlowsArgs),
     /// Engines, networks, interfaces, namespaces, containers and ports, and how they hang together
     Topology(TopologyArgs),
     /// Packets as they pass, with container names: text, JSON lines or pcapng
@@ -52,6 +54,21 @@ pub struct FindArgs {
 pub struct ObserveArgs {
     #[command(flatten)]
     pub find: FindArgs,
+    /// Flows that are counted apart at a time, about; each takes 150 bytes of kernel memory; 0: no flows
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(..=16_777_216))]
+    pub max_flows: u32,
+    /// How often flows are read from the kernel and those without packets taken back
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    pub flow_interval: Duration,
+    /// A flow without a packet for so long is over
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
+    pub flow_idle: Duration,
+    /// Edges between containers that are kept apart; what is over is added up as other
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub max_edges: usize,
+    /// Addresses (CIDR) that are the cluster's; may be repeated
+    #[arg(long = "cluster-cidr", value_name = "CIDR", value_parser = cidr)]
+    pub cluster_cidrs: Vec<String>,
     /// Let the kernel programs log what is odd about packets (NETOBS_LOG=debug shows it)
     #[arg(long)]
     pub log_programs: bool,
@@ -92,6 +109,35 @@ pub struct WatchArgs {
     /// Show what matches: name=, id=, network=, state=, project=, service=, or a word; may be repeated
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FlowsOutput {
+    #[default]
+    Table,
+    Json,
+    Csv,
+}
+
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Only flows of these containers, by name or ID
+    #[arg(value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+    /// How to print them
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: FlowsOutput,
+    /// How long is counted before they are printed, and between two times
+    #[arg(short, long, value_name = "DURATION", default_value = "2s", value_parser = interval)]
+    pub interval: Duration,
+    /// Print so many times and end; each time all since the start that are not over long ago
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Flows that are printed at most, those with the most bytes
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }
@@ -301,6 +347,19 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
     }
     humantime::parse_duration(text).map_err(|error| format!("{error}; examples: 500ms, 2s, 5m"))
+}
+
+/// `10.0.0.0/8`, `fd00::/8`.
+fn cidr(text: &str) -> Result<String, String> {
+    let valid = text.split_once('/').is_some_and(|(address, length)| {
+        let bits = match address.parse() {
+            Ok(std::net::IpAddr::V4(_)) => 32,
+            Ok(std::net::IpAddr::V6(_)) => 128,
+            Err(_) => return false,
+        };
+        length.parse::<u32>().is_ok_and(|length| length <= bits)
+    });
+    if valid { Ok(text.to_owned()) } else { Err("not a CIDR like 10.0.0.0/8 or fd00::/8".to_owned()) }
 }
 
 /// A duration that can be waited for: nothing is shown more often than 20 times a second.

@@ -130,7 +130,7 @@ fn capabilities() -> Vec<Finding> {
 
 /// Loads the programs, attaches nothing.
 fn programs() -> Finding {
-    match Observer::load(Options { max_interfaces: 1, mode: AttachMode::Auto, log: false }) {
+    match Observer::load(Options { max_interfaces: 1, mode: AttachMode::Auto, max_flows: 1, log: false }) {
         Ok(_) => Finding {
             verdict: Verdict::Ok,
             subject: "programs",

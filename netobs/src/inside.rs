@@ -269,10 +269,10 @@ impl Inside {
     fn release(&mut self, target: &Target, state: &mut State, now: Instant) {
         let Some(held) = self.held.remove(target) else { return };
         let last = lock(&self.observer).detach(held.key);
-        if let Some(([ingress, egress], ports)) = last {
+        if let Some([ingress, egress]) = last {
             let kernel = held.interface.is_some().then_some(held.last);
             let sample = Sample { key: held.key, ingress, egress, kernel };
-            state.apply(Update::Detached(Box::new(sample), ports), now);
+            state.apply(Update::Detached(Box::new(sample)), now);
         }
     }
 }

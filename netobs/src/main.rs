@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use clap::Parser as _;
 use netobs::{
     cli::{Cli, Command},
-    doctor, serve, topology, trace, watch,
+    doctor, flows, serve, topology, trace, watch,
 };
 
 fn main() -> ExitCode {
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Watch(args) => watch::run(&args),
         Command::Agent(args) => serve::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -20,7 +20,7 @@ use crate::{
     discovery::engine::{self, EngineTask},
     doctor,
     ebpf::{Observer, Options},
-    model::{ContainerInfo, NetworkInfo},
+    model::flow::FlowOptions,
     privileges,
 };
 
@@ -69,11 +69,24 @@ impl Ending {
 /// Without the privileges, or when the kernel refuses the programs.
 pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
     require()?;
-    let options =
-        Options { max_interfaces: args.find.max_interfaces, mode: args.find.attach, log: args.log_programs };
-    let known = demo.map(|world| (world.containers, world.networks));
-    let observer = Arc::new(Mutex::new(Observer::load(options)?));
-    follow(&args.find, args.grace, known, observer)
+    let observer = Observer::load(Options {
+        max_interfaces: args.find.max_interfaces,
+        mode: args.find.attach,
+        max_flows: args.max_flows,
+        log: args.log_programs,
+    })?;
+    let config = Config {
+        flows: FlowOptions {
+            max_flows: args.max_flows as usize,
+            idle: args.flow_idle,
+            max_edges: args.max_edges,
+            cluster: args.cluster_cidrs.clone(),
+        },
+        flow_interval: (args.max_flows > 0).then_some(args.flow_interval),
+        known: demo.map(|world| (world.containers, world.networks)),
+        ..Config::new(args.grace)
+    };
+    follow(&args.find, config, Arc::new(Mutex::new(observer)))
 }
 
 /// Kernel and privileges.
@@ -89,14 +102,10 @@ pub fn require() -> anyhow::Result<()> {
 ///
 /// # Errors
 /// For a wrong engine, or when netlink is not to be had.
-pub fn follow(
-    args: &FindArgs,
-    grace: Duration,
-    known: Option<(Vec<ContainerInfo>, Vec<NetworkInfo>)>,
-    observer: Shared,
-) -> anyhow::Result<Agent> {
-    let engines = if args.no_engine || known.is_some() { Vec::new() } else { engines(&args.engines)? };
-    let config = Config { grace, engines, proc_root: PathBuf::from(PROC), known };
+pub fn follow(args: &FindArgs, mut config: Config, observer: Shared) -> anyhow::Result<Agent> {
+    if !args.no_engine && config.known.is_none() {
+        config.engines = engines(&args.engines)?;
+    }
     Agent::start(config, observer).context("follow the host's interfaces by netlink")
 }
 
@@ -106,20 +115,17 @@ pub fn follow(
 /// For an address that is not a local socket.
 pub fn engines(named: &[String]) -> anyhow::Result<Vec<EngineTask>> {
     if named.is_empty() {
-        return Ok(engine::default_sockets());
+        return Ok(engine::default_tasks());
     }
-    named
-        .iter()
-        .map(|address| {
-            let path = address.strip_prefix("unix://").unwrap_or(address);
-            anyhow::ensure!(
-                path.starts_with('/'),
-                "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
-            );
-            let name = if path.contains("podman") { "podman" } else { "docker" };
-            Ok(EngineTask { name: name.to_owned(), socket: PathBuf::from(path) })
-        })
-        .collect()
+    let sockets = named.iter().map(|address| {
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        anyhow::ensure!(
+            path.starts_with('/'),
+            "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
+        );
+        Ok(PathBuf::from(path))
+    });
+    Ok(engine::tasks(sockets.collect::<anyhow::Result<Vec<_>>>()?))
 }
 
 /// Whether nobody reads our pipe any more: as long as there is nothing to write (CSV without containers, a

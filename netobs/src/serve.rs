@@ -5,12 +5,13 @@ use std::{io::Write as _, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use axum::{
     Router,
-    extract::State,
+    extract::{Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use bytes::{BufMut as _, BytesMut, buf::Writer};
+use serde::Deserialize;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -18,10 +19,13 @@ use tokio::{
 
 use crate::{
     cli::AgentArgs,
-    model::Snapshot,
+    model::{
+        Snapshot,
+        conversation::{Conversation, Conversations},
+    },
     observe,
     output::{
-        json, prometheus,
+        self, json, prometheus,
         topology::{self, Topology},
     },
 };
@@ -38,8 +42,20 @@ struct Asker(mpsc::Sender<Request>);
 
 enum Request {
     Snapshot(oneshot::Sender<Arc<Snapshot>>),
+    Flows { container: Option<String>, limit: usize, answer: oneshot::Sender<Conversations> },
     Ready(oneshot::Sender<bool>),
 }
+
+/// What `/api/v1/flows` may be asked.
+#[derive(Deserialize)]
+struct FlowsQuery {
+    /// Only flows of this container, by name or the beginning of its ID.
+    container: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Flows in one answer, if not asked otherwise.
+const FLOWS: usize = 1000;
 
 /// # Errors
 /// Without privileges, or when the address is taken.
@@ -62,6 +78,12 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
                 request = requests.recv() => match request {
                     // The asker may have gone away meanwhile.
                     Some(Request::Snapshot(answer)) => drop(answer.send(Arc::new(agent.sample()))),
+                    Some(Request::Flows { container, limit, answer }) => {
+                        let keep = |flow: &Conversation| {
+                            container.as_ref().is_none_or(|container| flow.is_of(container))
+                        };
+                        drop(answer.send(agent.flows(keep, limit)));
+                    }
                     Some(Request::Ready(answer)) => drop(answer.send(agent.settled())),
                     None => break,
                 },
@@ -93,12 +115,13 @@ fn router(asker: Asker) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/api/v1/snapshot", get(snapshot))
+        .route("/api/v1/flows", get(flows))
         .route("/api/v1/topology", get(topology))
         .with_state(asker)
 }
 
 async fn index() -> &'static str {
-    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/topology\n"
+    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/flows\n/api/v1/topology\n"
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
@@ -121,6 +144,24 @@ async fn topology(State(asker): State<Asker>) -> Response {
         Ok(to.write_all(topology::json(&Topology::of(snapshot))?.as_bytes())?)
     })
     .await
+}
+
+async fn flows(State(asker): State<Asker>, Query(query): Query<FlowsQuery>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let limit = query.limit.unwrap_or(FLOWS);
+    if asker.0.try_send(Request::Flows { container: query.container, limit, answer }).is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many requests are waiting\n").into_response();
+    }
+    let Ok(conversations) = answered.await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    match output::flows::json(&conversations) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "encode flows");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 async fn ready(State(asker): State<Asker>) -> Response {

@@ -41,13 +41,29 @@ pub fn image() {
     if try_docker(&["image", "inspect", IMAGE]).status.success() {
         return;
     }
-    let script = format!(
-        "set -e; root=$(mktemp -d); trap 'rm -rf $root' EXIT; mkdir $root/bin $root/tmp $root/etc $root/proc $root/www; \
+    import_image(Command::new("docker"));
+}
+
+/// Makes the image by an engine's command line, up to where `import` comes.
+///
+/// # Panics
+/// If it cannot be made.
+pub(crate) fn import_image(engine: Command) {
+    let script = "set -e; root=$(mktemp -d); trap 'rm -rf $root' EXIT; \
+         mkdir $root/bin $root/tmp $root/etc $root/proc $root/www; \
          cp $(command -v busybox) $root/bin/busybox; \
          for applet in sh ping sleep httpd wget nc true cat dd; do ln -s busybox $root/bin/$applet; done; \
-         tar -C $root -c . | docker import - {IMAGE}"
-    );
-    let output = Command::new("sh").args(["-c", &script]).output().expect("run sh");
+         tar -C $root -c . | \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(engine.get_program()).args(engine.get_args());
+    command.args(["import", "-", IMAGE]);
+    for (name, value) in engine.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let output = command.output().expect("run sh");
     assert!(output.status.success(), "make the image: {}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -8,6 +8,7 @@ pub mod frames;
 pub mod http;
 pub mod kernel;
 pub mod netns;
+pub mod podman;
 pub mod pretend;
 pub mod program;
 pub mod test_run;

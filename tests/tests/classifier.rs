@@ -20,9 +20,14 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// What packets of one kind are counted as.
 fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic {
     Netns::new().run(move || {
-        let mut observer =
-            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, log: false }).expect("load");
-        observer.attach(KEY, LO).expect("attach to lo");
+        let mut observer = Observer::load(Options {
+            max_interfaces: 4,
+            mode: AttachMode::Auto,
+            max_flows: 1024,
+            log: false,
+        })
+        .expect("load");
+        observer.attach(KEY, LO, false).expect("attach to lo");
         packets(&|packet, gso| {
             let (verdict, _) = test_run(observer.program(true), packet, gso, 1).expect("test run");
             assert_eq!(verdict, -1, "netobs only looks: TC_ACT_UNSPEC");
@@ -284,11 +289,16 @@ fn interfaces_that_share_a_directory_cell_are_told_apart() {
          ip neigh add 10.2.0.2 lladdr 02:00:00:00:00:02 dev far0"
     ));
     let counts = host.run(move || {
-        let mut observer =
-            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, log: false }).expect("load");
+        let mut observer = Observer::load(Options {
+            max_interfaces: 4,
+            mode: AttachMode::Auto,
+            max_flows: 1024,
+            log: false,
+        })
+        .expect("load");
         let (first, second) = (InterfaceKey(1), InterfaceKey(2));
-        observer.attach(first, 100).expect("attach near0");
-        observer.attach(second, apart).expect("attach far0");
+        observer.attach(first, 100, false).expect("attach near0");
+        observer.attach(second, apart, false).expect("attach far0");
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bind");
         let send = |address: &str, times: usize| {
             for _ in 0..times {

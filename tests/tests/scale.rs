@@ -74,9 +74,14 @@ fn nanoseconds_a_packet() {
     let mut tcp = udp.clone();
     (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
     let (empty, udp, tcp) = Netns::new().run(move || {
-        let mut observer =
-            Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, log: false }).expect("load");
-        observer.attach(InterfaceKey(0), 1).expect("attach to lo");
+        let mut observer = Observer::load(Options {
+            max_interfaces: 4,
+            mode: AttachMode::Auto,
+            max_flows: 1024,
+            log: false,
+        })
+        .expect("load");
+        observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
         let empty = empty_program().expect("load an empty program");
         let median = |mut times: Vec<u32>| {
             times.sort_unstable();
@@ -192,13 +197,13 @@ fn links_beside_filters() {
     let time = |mode| {
         host.run(move || {
             let mut observer =
-                Observer::load(Options { max_interfaces: 64, mode, log: false }).expect("load");
+                Observer::load(Options { max_interfaces: 64, mode, max_flows: 0, log: false }).expect("load");
             let mut times: Vec<_> = (0..INTERFACES)
                 .map(|n| {
                     let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);
                     let ifindex = nix::net::if_::if_nametoindex(name.as_str()).expect("its index");
                     let start = Instant::now();
-                    observer.attach(InterfaceKey(u64::from(n)), ifindex).expect("attach");
+                    observer.attach(InterfaceKey(u64::from(n)), ifindex, false).expect("attach");
                     start.elapsed()
                 })
                 .collect();

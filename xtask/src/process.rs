@@ -44,10 +44,10 @@ pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// Where a program is on PATH or where administrators have theirs.
+/// Where a program is on PATH, where administrators have theirs, or where Podman has its helpers.
 pub fn find_anywhere(program: &str) -> Option<PathBuf> {
     find(program).or_else(|| {
-        ["/usr/sbin", "/sbin"]
+        ["/usr/sbin", "/sbin", "/usr/lib/podman"]
             .iter()
             .map(|folder| PathBuf::from(folder).join(program))
             .find(|file| file.is_file())

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 17] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
@@ -25,11 +25,16 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("setcap", "libcap2-bin"),
     ("setpriv", "util-linux"),
     ("pgrep", "procps"),
+    ("podman", "podman"),
+    ("netavark", "netavark"),
+    ("runc", "runc"),
+    ("iptables", "iptables"),
+    ("nsenter", "util-linux"),
 ];
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 13] = [
+const AREAS: [(&str, bool, bool); 14] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
@@ -40,6 +45,7 @@ const AREAS: [(&str, bool, bool); 13] = [
     ("demo", false, false),
     ("engine", false, true),
     ("drivers", false, true),
+    ("podman", false, false),
     ("topology", false, true),
     ("prometheus", false, true),
     ("scale", false, false),

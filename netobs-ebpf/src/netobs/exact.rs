@@ -3,22 +3,32 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
-use netobs_ebpf::packet::{self, Cast, tcp_flag};
+use netobs_ebpf::packet::{self, Cast, Version, tcp_flag};
 
-use crate::{maps, published};
+use crate::{
+    flows::{self, Amount},
+    maps,
+};
 
 /// Counts one packet in a slot. `DIRECTION` is the attachment's, see [`netobs_common::INGRESS`]; `LINK`
-/// whether the packet begins with an Ethernet header.
+/// whether the packet begins with an Ethernet header; `FLOWS` whether it is also counted in its flow, where
+/// flows are counted at all.
 #[inline(always)]
-pub fn count<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32) {
-    if let Some(counters) = maps::counters(slot, DIRECTION) {
+pub fn count<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) {
+    let cpu = maps::cpu();
+    if let Some(counters) = maps::counters(cpu, slot, DIRECTION) {
         // SAFETY: points into this CPU's block, which no other CPU writes.
-        add::<DIRECTION, LINK>(skb, slot, unsafe { &mut *counters });
+        add::<DIRECTION, LINK, FLOWS>(skb, slot, cpu, unsafe { &mut *counters });
     }
 }
 
 #[inline(always)]
-fn add<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32, counters: &mut Counters) {
+fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
+    skb: *mut __sk_buff,
+    slot: u32,
+    cpu: u32,
+    counters: &mut Counters,
+) {
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (len, gso_size) = unsafe { (u64::from((*skb).len), u64::from((*skb).gso_size)) };
     // A VLAN tag that the kernel keeps outside the frame.
@@ -32,13 +42,12 @@ fn add<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32, c
         }
     }
     let packet = packet::parse::<LINK>(skb);
-    if let Some(count) = counters.class.get_mut(packet.class as usize) {
+    // SAFETY: a class is less than their number; the mask tells the verifier that it stays in the block.
+    increment(unsafe { counters.class.get_unchecked_mut(packet.class as usize & CLASS_MASK) }, len);
+    if packet.cast != Cast::UNICAST {
+        let count =
+            if packet.cast == Cast::MULTICAST { &mut counters.multicast } else { &mut counters.broadcast };
         increment(count, len);
-    }
-    match packet.cast {
-        Cast::Unicast => {}
-        Cast::Multicast => increment(&mut counters.multicast, len),
-        Cast::Broadcast => increment(&mut counters.broadcast, len),
     }
     if packet.tcp_flags & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) != 0 {
         counters.tcp_syn += u64::from(packet.tcp_flags & tcp_flag::SYN != 0);
@@ -50,18 +59,30 @@ fn add<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32, c
         // The one thing about a packet that nobody expects. Off unless asked for, and then not in the program.
         debug!(&TcContext::new(skb), "packet of {} bytes ends inside a header, slot {}", len, slot);
     }
+    let mut amount = Amount { bytes: len, unfolded: 0, unfolded_bytes: tag_len as u32 };
     if gso_size != 0 {
-        unfold(skb, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
+        let unfolded = unfold(skb, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
+        (amount.unfolded, amount.unfolded_bytes) = (unfolded.packets as u32, unfolded.bytes as u32);
     }
-    if LINK && counters.published != 0 {
-        published::count(skb, slot, len, DIRECTION);
+    if FLOWS
+        && maps::flows()
+        && packet.class < class::VLAN_NOT_IP
+        && !flows::count::<DIRECTION, LINK>(skb, slot, cpu, &packet, amount)
+    {
+        increment(&mut counters.unflowed, len);
+        counters.unflowed_truncated += u64::from(packet.version == Version::NONE);
     }
 }
 
 const VLAN_TAG_LEN: u64 = 4;
 
+/// As many counts as there is room for in a block.
+const CLASS_MASK: usize = size_of::<Counters>() / size_of::<Count>() - 1;
+
+const _: () = assert!(core::mem::offset_of!(Counters, class) == 0 && class::COUNT <= CLASS_MASK);
+
 /// Counts a super-packet as the segments that it stands for, each with a copy of the headers
-/// (`gso_segs` of the skb; worked out where the sender left it open).
+/// (`gso_segs` of the skb; worked out where the sender left it open): what that adds.
 #[inline(always)]
 fn unfold(
     skb: *mut __sk_buff,
@@ -70,18 +91,20 @@ fn unfold(
     gso_size: u64,
     headers_len: u64,
     tag_len: u64,
-) {
+) -> Count {
     // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
     let mut segments = unsafe { u64::from((*skb).gso_segs) };
     if segments == 0 {
         segments = (len.saturating_sub(headers_len)).div_ceil(gso_size).max(1);
     }
     let repeated = (segments - 1) * headers_len;
-    counters.unfolded.packets += segments - 1;
-    counters.unfolded.bytes += repeated + segments * tag_len;
+    let unfolded = Count { packets: segments - 1, bytes: repeated + segments * tag_len };
+    counters.unfolded.packets += unfolded.packets;
+    counters.unfolded.bytes += unfolded.bytes;
     let full = headers_len + gso_size;
     bucket(counters, full + tag_len, segments - 1);
     bucket(counters, (len + repeated).saturating_sub((segments - 1) * full) + tag_len, 1);
+    unfolded
 }
 
 #[inline(always)]
@@ -114,5 +137,3 @@ fn bucket(counters: &mut Counters, len: u64, packets: u64) {
         size[8] += packets
     }
 }
-
-const _: () = assert!(class::COUNT <= u32::MAX as usize);

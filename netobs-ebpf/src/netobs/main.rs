@@ -1,10 +1,12 @@
 //! The kernel object: entry points only. Each hook's work is in the module of its name.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an atomic addition without fetch is in no other place")]
 
 mod exact;
+mod flows;
 mod maps;
-mod published;
 
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,
@@ -13,28 +15,52 @@ use aya_ebpf::{
 };
 use netobs_common::{EGRESS, INGRESS};
 
-/// Clsact filter at ingress. "Next" whatever happens: netobs only looks.
+/// Clsact filter at ingress of a container's interface. "Next" whatever happens: netobs only looks.
 #[classifier]
 pub fn netobs_ingress(ctx: TcContext) -> i32 {
-    filter::<INGRESS>(&ctx)
+    filter::<INGRESS, true>(&ctx)
 }
 
-/// Clsact filter at egress.
+/// Clsact filter at egress of a container's interface.
 #[classifier]
 pub fn netobs_egress(ctx: TcContext) -> i32 {
-    filter::<EGRESS>(&ctx)
+    filter::<EGRESS, true>(&ctx)
 }
 
-/// TCX at ingress.
+/// TCX at ingress of a container's interface.
 #[classifier]
 pub fn netobs_tcx_ingress(ctx: TcContext) -> i32 {
-    link::<INGRESS>(&ctx)
+    link::<INGRESS, true>(&ctx)
 }
 
-/// TCX at egress.
+/// TCX at egress of a container's interface.
 #[classifier]
 pub fn netobs_tcx_egress(ctx: TcContext) -> i32 {
-    link::<EGRESS>(&ctx)
+    link::<EGRESS, true>(&ctx)
+}
+
+/// Clsact filter at ingress of a bridge, whose packets are in flows at the interfaces of the containers.
+#[classifier]
+pub fn netobs_br_ingress(ctx: TcContext) -> i32 {
+    filter::<INGRESS, false>(&ctx)
+}
+
+/// Clsact filter at egress of a bridge.
+#[classifier]
+pub fn netobs_br_egress(ctx: TcContext) -> i32 {
+    filter::<EGRESS, false>(&ctx)
+}
+
+/// TCX at ingress of a bridge.
+#[classifier]
+pub fn netobs_br_tcx_in(ctx: TcContext) -> i32 {
+    link::<INGRESS, false>(&ctx)
+}
+
+/// TCX at egress of a bridge.
+#[classifier]
+pub fn netobs_br_tcx_out(ctx: TcContext) -> i32 {
+    link::<EGRESS, false>(&ctx)
 }
 
 /// What sockets of a cgroup receive; from the IP header on.
@@ -52,22 +78,22 @@ pub fn netobs_cgroup_out(ctx: SkBuffContext) -> i32 {
 /// The filter's class ID is the slot plus one: the kernel hands it over with each packet
 /// (`cls_bpf_classify`), so that nothing has to be looked up, in whatever namespace the interface is.
 #[inline(always)]
-fn filter<const DIRECTION: u32>(ctx: &TcContext) -> i32 {
+fn filter<const DIRECTION: u32, const FLOWS: bool>(ctx: &TcContext) -> i32 {
     // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
     let classid = unsafe { (*ctx.skb.skb).tc_classid };
     if classid != 0 {
-        exact::count::<DIRECTION, true>(ctx.skb.skb, classid - 1);
+        exact::count::<DIRECTION, true, FLOWS>(ctx.skb.skb, classid - 1);
     }
     TC_ACT_UNSPEC
 }
 
 /// At TCX the class ID is whatever was in that memory; the slot is found by the interface.
 #[inline(always)]
-fn link<const DIRECTION: u32>(ctx: &TcContext) -> i32 {
+fn link<const DIRECTION: u32, const FLOWS: bool>(ctx: &TcContext) -> i32 {
     // SAFETY: as above.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     if let Some(slot) = maps::slot_of_interface(ifindex) {
-        exact::count::<DIRECTION, true>(ctx.skb.skb, slot);
+        exact::count::<DIRECTION, true, FLOWS>(ctx.skb.skb, slot);
     }
     TC_ACT_UNSPEC
 }
@@ -76,7 +102,7 @@ fn link<const DIRECTION: u32>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn cgroup<const DIRECTION: u32>(ctx: &SkBuffContext) -> i32 {
     if let Some(slot) = maps::slot_of_cgroup() {
-        exact::count::<DIRECTION, false>(ctx.skb.skb, slot);
+        exact::count::<DIRECTION, false, true>(ctx.skb.skb, slot);
     }
     1
 }

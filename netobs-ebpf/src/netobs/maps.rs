@@ -3,12 +3,12 @@
 #[expect(deprecated, reason = "the newer map needs the task's cgroup, and kernel 6.2")]
 use aya_ebpf::maps::CgroupStorage;
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::BPF_F_MMAPABLE,
     helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, PerCpuHashMap},
+    maps::{Array, HashMap},
 };
-use netobs_common::{ClientKey, Counters, IFACE_CELLS, PortCounters, PortKey, counter_index};
+use netobs_common::{Counters, FlowCell, FlowKey, FlowOwner, IFACE_CELLS, OverflowFlow, counter_index};
 
 /// Slots per CPU in [`COUNTERS`]; set by userspace before loading, together with the map's size.
 #[unsafe(no_mangle)]
@@ -38,25 +38,48 @@ static CGROUPS: CgroupStorage<u64> = CgroupStorage::new();
 #[map]
 static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// All that passed one published port. Entries are made and removed by userspace, and it makes no more
-/// than there is room for; counted by the programs.
-#[map]
-static PORTS: PerCpuHashMap<PortKey, PortCounters> =
-    PerCpuHashMap::with_max_entries(netobs_common::MAX_PORTS, BPF_F_NO_PREALLOC);
+/// Cells per CPU in [`FLOW_CELLS`], a power of two, less one; set by userspace before loading.
+#[unsafe(no_mangle)]
+static FLOW_MASK: u32 = 0;
 
-/// The same by client. Entries are made by the programs; when it is full, further clients are counted in
-/// [`PORTS`] alone, so that how much is theirs is known.
+/// Of the hash over a flow's key, so that nobody can choose flows that have the same; set by userspace.
+#[unsafe(no_mangle)]
+static FLOW_SEED: u64 = 0;
+
+/// Flows that found a cell, those of each CPU together; sized by userspace. Written by the CPU that a cell
+/// belongs to; userspace maps it, reads it, and takes cells back. When it has no free cell for a flow, that is
+/// in the overflow map.
 #[map]
-static CLIENTS: PerCpuHashMap<ClientKey, PortCounters> =
-    PerCpuHashMap::with_max_entries(netobs_common::MAX_CLIENTS, BPF_F_NO_PREALLOC);
+static FLOW_CELLS: Array<FlowCell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Whose the cells are, at the same index.
+#[map]
+static FLOW_OWNERS: Array<FlowOwner> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Flows that found no cell; sized by userspace. Two, of which the programs write the one that
+/// [`OVERFLOW_EPOCH`] names, while userspace empties the other: so nothing is deleted that may still be
+/// counted in. When it is full, packets of further flows are counted in `unflowed`.
+#[map]
+static OVERFLOW_EVEN: HashMap<FlowKey, OverflowFlow> = HashMap::with_max_entries(1, 0);
+#[map]
+static OVERFLOW_ODD: HashMap<FlowKey, OverflowFlow> = HashMap::with_max_entries(1, 0);
+
+/// One word: even or odd. Written by userspace.
+#[map]
+static OVERFLOW_EPOCH: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The CPU that the program runs on, and stays on.
+#[inline(always)]
+pub fn cpu() -> u32 {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { bpf_get_smp_processor_id() }
+}
 
 /// The counters of this CPU for a slot, `None` for one that there is not. The look-up is inlined by the JIT.
 #[inline(always)]
-pub fn counters(slot: u32, direction: u32) -> Option<*mut Counters> {
+pub fn counters(cpu: u32, slot: u32, direction: u32) -> Option<*mut Counters> {
     // SAFETY: a static of the program's read-only data; volatile, as userspace sets it at load time.
     let max_interfaces = unsafe { core::ptr::read_volatile(&raw const MAX_INTERFACES) };
-    // SAFETY: takes no argument and cannot fail.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
     COUNTERS.get_ptr_mut(counter_index(cpu, max_interfaces, slot, direction))
 }
 
@@ -79,19 +102,58 @@ pub fn slot_of_cgroup() -> Option<u32> {
     (word as u32).checked_sub(1)
 }
 
-/// The totals of a published port on this CPU; `None` if the port is not published.
+/// A cell of this CPU; of the index the lower bits count. The look-up is inlined by the JIT.
 #[inline(always)]
-pub fn port(key: &PortKey) -> Option<*mut PortCounters> {
-    PORTS.get_ptr_mut(key)
+pub fn flow_cell(cpu: u32, index: u32) -> Option<*mut FlowCell> {
+    FLOW_CELLS.get_ptr_mut(flow_index(cpu, index))
 }
 
-/// The counters of one client of a published port on this CPU; `None` when there is no room for one more.
+/// Whose that cell is.
 #[inline(always)]
-pub fn client(key: &ClientKey) -> Option<*mut PortCounters> {
-    if let Some(counters) = CLIENTS.get_ptr_mut(key) {
-        return Some(counters);
+pub fn flow_owner(cpu: u32, index: u32) -> Option<*mut FlowOwner> {
+    FLOW_OWNERS.get_ptr_mut(flow_index(cpu, index))
+}
+
+#[inline(always)]
+fn flow_index(cpu: u32, index: u32) -> u32 {
+    // SAFETY: a static of the program's read-only data; volatile, as userspace sets it at load time.
+    let mask = unsafe { core::ptr::read_volatile(&raw const FLOW_MASK) };
+    cpu * (mask + 1) + (index & mask)
+}
+
+#[inline(always)]
+pub fn flow_seed() -> u64 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const FLOW_SEED) }
+}
+
+/// Whether flows are counted: without, nothing of it is in the program.
+#[inline(always)]
+pub fn flows() -> bool {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const FLOW_MASK) != 0 }
+}
+
+#[inline(always)]
+fn overflow() -> &'static HashMap<FlowKey, OverflowFlow> {
+    match OVERFLOW_EPOCH.get(0) {
+        Some(epoch) if *epoch & 1 != 0 => &OVERFLOW_ODD,
+        _ => &OVERFLOW_EVEN,
     }
-    // Another CPU may be making the same one: then it is there now. Zeroed on all CPUs.
-    let _ = CLIENTS.insert(key, PortCounters::ZERO, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
-    CLIENTS.get_ptr_mut(key)
+}
+
+/// A flow of the overflow map.
+#[inline(always)]
+pub fn overflow_flow(key: &FlowKey) -> Option<*mut OverflowFlow> {
+    overflow().get_ptr_mut(key)
+}
+
+/// Makes a flow in the overflow map; `None` when there is no room.
+#[inline(always)]
+pub fn new_overflow_flow(key: &FlowKey, now: u64) -> Option<*mut OverflowFlow> {
+    let flow = OverflowFlow { first_ns: now, ..OverflowFlow::ZERO };
+    let map = overflow();
+    // Another CPU may be making the same one: then it is there now.
+    let _ = map.insert(key, &flow, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
+    map.get_ptr_mut(key)
 }

@@ -56,7 +56,7 @@ pub fn matches<const LINK: bool>(skb: *mut __sk_buff) -> bool {
 
 #[inline(never)]
 fn look_at_whole<const LINK: bool>(skb: *mut __sk_buff) -> u64 {
-    u64::from(look::<LINK>(&Whole { skb }, skb) == Some(true))
+    u64::from(look::<LINK>(&Whole { skb, start: 0 }, skb) == Some(true))
 }
 
 #[inline(always)]

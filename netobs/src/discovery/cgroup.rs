@@ -17,8 +17,20 @@ const ID_LEN: usize = 64;
 pub fn container_id(cgroup: &str) -> Option<&str> {
     cgroup.lines().find_map(|line| {
         let path = line.splitn(3, ':').nth(2)?;
-        path.split('/').find_map(id_of_component)
+        let mut components = path.split('/').peekable();
+        while let Some(component) = components.next() {
+            if let Some(id) = id_of_component(component) {
+                let of_pod = component == id && components.peek().is_some_and(|next| is_in_pod(next));
+                return if of_pod { id_of_component(components.next()?) } else { Some(id) };
+            }
+        }
+        None
     })
+}
+
+/// What Podman makes in a pod's cgroup, whose name is a bare ID: cgroups of containers and of their monitors.
+fn is_in_pod(component: &str) -> bool {
+    component.starts_with("libpod-") || component == "conmon"
 }
 
 /// The path of a container's own cgroup in the v2 tree, by a process's `/proc/PID/cgroup`, from the tree's
@@ -97,6 +109,12 @@ mod tests {
             (format!("0::/docker/{id}/docker/{inner}\n"), "a container in a container"),
             (format!("0::/machine.slice/libpod-{id}.scope/container\n"), "podman"),
             (format!("0::/libpod_parent/libpod-payload-{id}\n"), "podman, cgroupfs"),
+            (format!("0::/libpod_parent/{inner}/libpod-{id}\n"), "podman, a pod"),
+            (
+                format!("0::/machine.slice/machine-libpod_pod_{inner}.slice/libpod-{id}.scope\n"),
+                "podman, a pod's slice",
+            ),
+            (format!("0::/docker/{id}/libpod_parent/libpod-{inner}\n"), "podman in a container"),
             (format!("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope\n"), "CRI"),
             (format!("3:cpu:/kubepods/burstable/pod1b-2c/{id}\n"), "CRI, cgroupfs"),
             (format!("1:name=systemd:/a:b/crio-{id}.scope"), "CRI-O, a colon in the path"),
@@ -117,6 +135,8 @@ mod tests {
             format!("0::/docker/{}\n", &id[..63]),
             format!("0::/docker/{}\n", id.to_uppercase()),
             format!("0::/machine.slice/libpod-conmon-{id}.scope\n"),
+            format!("0::/libpod_parent/{id}/libpod-conmon-{id}\n"),
+            format!("1:cpu:/libpod_parent/{id}/conmon\n0::/\n"),
         ] {
             assert_eq!(container_id(&cgroup), None, "{cgroup}");
         }

@@ -47,15 +47,13 @@ pub enum Attached {
     Clsact(clsact::Filter),
 }
 
-/// The loaded programs of one direction.
+/// The loaded programs of one direction, for one kind of interface.
 #[derive(Clone, Copy, Debug)]
 pub struct Programs<'a> {
     /// For filters: finds its slot in the filter's class ID.
     pub filter: BorrowedFd<'a>,
     /// For TCX: finds its slot by the ifindex.
     pub tcx: BorrowedFd<'a>,
-    /// For cgroups: finds its slot in the cgroup's storage.
-    pub cgroup: BorrowedFd<'a>,
 }
 
 /// Attaches at the head of the chain of an interface of the client's namespace.
@@ -113,7 +111,7 @@ const fn tcx_hook(ingress: bool) -> u32 {
 }
 
 /// `bpf(2)` with an attribute that is the beginning of `union bpf_attr`; the rest is zero.
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<libc::c_long> {
+pub fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the attribute is initialised, lives through the call and is passed with its size.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };

@@ -13,11 +13,10 @@ use super::{
     attach::{self, AttachMode, Attached},
     clsact,
     hooks::Hooks,
-    ports::Port,
     slots::Slots,
 };
 use crate::{
-    model::{InterfaceKey, PortTraffic},
+    model::{FlowRecord, InterfaceKey},
     netlink::{Entrance, Netlink},
 };
 
@@ -36,10 +35,7 @@ pub enum AttachError {
     Cgroup(io::Error),
 }
 
-/// What was counted at an attachment, ingress then egress, and of its published ports.
-pub type Last = ([Counters; 2], Vec<PortTraffic>);
-
-/// Who attaches to the places that are found. What it does not count, it has no counters of.
+/// Who attaches to the places that are found. What it does not count, it has no counters of, nor flows.
 pub trait Attach: Send {
     fn mode(&self) -> AttachMode;
 
@@ -58,11 +54,12 @@ pub trait Attach: Send {
     /// What netlink says.
     fn remove_leftovers(&mut self, ifindex: u32) -> io::Result<usize>;
 
-    /// An interface of the host, under a key that was not used before.
+    /// An interface of the host, under a key that was not used before. Of a `bridge` there are no flows: its
+    /// packets are in those of the containers.
     ///
     /// # Errors
     /// See [`AttachError`]; nothing stays attached then.
-    fn attach(&mut self, key: InterfaceKey, ifindex: u32) -> Result<(), AttachError>;
+    fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError>;
 
     /// An interface of another namespace, which `netlink` is a client of and `entrance` leads to.
     ///
@@ -82,8 +79,9 @@ pub trait Attach: Send {
     /// As [`Self::attach`].
     fn attach_cgroup(&mut self, key: InterfaceKey, cgroup: &File) -> Result<(), AttachError>;
 
-    /// Lets a place go; what was counted there. None if the key is not known.
-    fn detach(&mut self, key: InterfaceKey) -> Option<Last>;
+    /// Lets a place go: its counters, ingress then egress, as they were at the end. Its flows are told of
+    /// when they are next read. None if the key is not known.
+    fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]>;
 
     /// Counters of one attachment, ingress then egress, summed over CPUs.
     fn read(&self, key: InterfaceKey) -> Option<[Counters; 2]>;
@@ -91,15 +89,19 @@ pub trait Attach: Send {
     /// Counters of all attachments.
     fn read_all(&self) -> Vec<(InterfaceKey, [Counters; 2])>;
 
-    /// From now on counts these ports of the container behind a host's interface apart, and no others.
-    /// What was counted of those that stay goes on.
-    ///
-    /// # Errors
-    /// When there is no room for so many ports; those there was room for are counted.
-    fn publish(&mut self, key: InterfaceKey, ports: Vec<Port>) -> Result<(), aya::maps::MapError>;
+    /// Begins to read flows. Then [`super::wait_for_programs`], for which the observer need not be held, and
+    /// then [`Self::finish_flows`].
+    fn begin_flows(&mut self) {}
 
-    /// What passed published ports since they were, by attachment.
-    fn read_ports(&self) -> Vec<(InterfaceKey, Vec<PortTraffic>)>;
+    /// What flows have counted since they were last read.
+    fn finish_flows(&mut self) -> Vec<FlowRecord> {
+        Vec::new()
+    }
+
+    /// The same as far as it can be told without any waiting.
+    fn peek_flows(&mut self) -> Vec<FlowRecord> {
+        Vec::new()
+    }
 }
 
 #[derive(Debug)]
@@ -160,6 +162,11 @@ impl Attachments {
         self.held.iter().map(|(key, attachment)| (*key, attachment.slot))
     }
 
+    /// Whether it is an interface of the host that is attached to.
+    pub fn is_of_host(&self, key: InterfaceKey) -> bool {
+        self.held.get(&key).is_some_and(|attachment| matches!(attachment.place, Place::Host { .. }))
+    }
+
     pub fn slot(&self, key: InterfaceKey) -> Option<u32> {
         self.held.get(&key).map(|attachment| attachment.slot)
     }
@@ -183,7 +190,13 @@ impl Attachments {
     }
 
     /// Attaches to an interface of the host.
-    pub fn attach(&mut self, key: InterfaceKey, slot: u32, ifindex: u32) -> Result<(), AttachError> {
+    pub fn attach(
+        &mut self,
+        key: InterfaceKey,
+        slot: u32,
+        ifindex: u32,
+        bridge: bool,
+    ) -> Result<(), AttachError> {
         let mode = match self.mode {
             AttachMode::Auto if self.without_clsact.contains(&ifindex) => AttachMode::Tcx,
             mode => mode,
@@ -192,7 +205,9 @@ impl Attachments {
         let Self { netlink, hooks, .. } = self;
         let attached = both(
             netlink,
-            |netlink, ingress| attach::attach(netlink, hooks.programs(ingress), mode, ifindex, ingress, slot),
+            |netlink, ingress| {
+                attach::attach(netlink, hooks.programs(bridge, ingress), mode, ifindex, ingress, slot)
+            },
             attach::detach,
         );
         if attached.is_err() {
@@ -214,7 +229,7 @@ impl Attachments {
         let attached = both(
             netlink,
             |netlink, ingress| {
-                attach::add_filter(netlink, self.hooks.programs(ingress), ifindex, ingress, slot)
+                attach::add_filter(netlink, self.hooks.programs(false, ingress), ifindex, ingress, slot)
             },
             attach::detach,
         )?;
@@ -226,7 +241,7 @@ impl Attachments {
         let Self { netlink, hooks, .. } = self;
         let attached = both(
             netlink,
-            |_, ingress| attach::cgroup_link(hooks.programs(ingress).cgroup, cgroup.as_fd(), ingress),
+            |_, ingress| attach::cgroup_link(hooks.cgroup_program(ingress), cgroup.as_fd(), ingress),
             |_, attached| drop(attached),
         )?;
         // On 64-bit systems the inode number is the cgroup's ID.

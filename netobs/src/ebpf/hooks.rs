@@ -1,7 +1,7 @@
 //! The programs of a loaded object for every place that can be attached to, and the maps by which they find
 //! their slots there.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 #[expect(deprecated, reason = "the newer map needs the task's cgroup, and kernel 6.2")]
 use aya::maps::{CgroupStorage, CgroupStorageKey};
@@ -19,44 +19,52 @@ use super::{
 
 /// Names of an object's programs, ingress then egress.
 pub struct Names {
-    pub filter: [&'static str; 2],
-    pub tcx: [&'static str; 2],
+    pub interface: PairNames,
+    /// None: as of any other interface.
+    pub bridge: Option<PairNames>,
     pub cgroup: [&'static str; 2],
 }
 
+pub struct PairNames {
+    pub filter: [&'static str; 2],
+    pub tcx: [&'static str; 2],
+}
+
 pub struct Hooks {
-    ingress: Direction,
-    egress: Direction,
+    interface: [Pair; 2],
+    bridge: Option<[Pair; 2]>,
+    cgroup: [ProgramFd; 2],
     pub directory: Directory,
     #[expect(deprecated, reason = "as above")]
     cgroups: CgroupStorage<MapData, u64>,
 }
 
-struct Direction {
+struct Pair {
     filter: ProgramFd,
     tcx: ProgramFd,
-    cgroup: ProgramFd,
 }
 
 impl Hooks {
     /// Has the kernel verify an object's programs.
     pub fn load(ebpf: &mut Ebpf, names: &Names, directory: Directory) -> Result<Self, LoadError> {
-        let mut direction = |at: usize| -> Result<Direction, LoadError> {
-            Ok(Direction {
-                filter: classifier(ebpf, names.filter[at])?,
-                tcx: classifier(ebpf, names.tcx[at])?,
-                cgroup: cgroup_skb(ebpf, names.cgroup[at])?,
-            })
-        };
-        let (ingress, egress) = (direction(0)?, direction(1)?);
+        let interface = pairs(ebpf, &names.interface)?;
+        let bridge = names.bridge.as_ref().map(|names| pairs(ebpf, names)).transpose()?;
+        let [ingress, egress] = names.cgroup;
+        let cgroup = [cgroup_skb(ebpf, ingress)?, cgroup_skb(ebpf, egress)?];
         #[expect(deprecated, reason = "as above")]
         let cgroups = CgroupStorage::try_from(take(ebpf, "CGROUPS")?)?;
-        Ok(Self { ingress, egress, directory, cgroups })
+        Ok(Self { interface, bridge, cgroup, directory, cgroups })
     }
 
-    pub fn programs(&self, ingress: bool) -> Programs<'_> {
-        let Direction { filter, tcx, cgroup } = if ingress { &self.ingress } else { &self.egress };
-        Programs { filter: filter.as_fd(), tcx: tcx.as_fd(), cgroup: cgroup.as_fd() }
+    /// For a bridge, or for any other interface.
+    pub fn programs(&self, bridge: bool, ingress: bool) -> Programs<'_> {
+        let pairs = self.bridge.as_ref().filter(|_| bridge).unwrap_or(&self.interface);
+        let Pair { filter, tcx } = &pairs[usize::from(!ingress)];
+        Programs { filter: filter.as_fd(), tcx: tcx.as_fd() }
+    }
+
+    pub fn cgroup_program(&self, ingress: bool) -> BorrowedFd<'_> {
+        self.cgroup[usize::from(!ingress)].as_fd()
     }
 
     /// Tells the programs attached to a cgroup their slot.
@@ -66,6 +74,13 @@ impl Hooks {
         }
         Ok(())
     }
+}
+
+fn pairs(ebpf: &mut Ebpf, names: &PairNames) -> Result<[Pair; 2], LoadError> {
+    let mut pair = |at: usize| -> Result<Pair, LoadError> {
+        Ok(Pair { filter: classifier(ebpf, names.filter[at])?, tcx: classifier(ebpf, names.tcx[at])? })
+    };
+    Ok([pair(0)?, pair(1)?])
 }
 
 fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {

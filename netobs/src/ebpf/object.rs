@@ -1,29 +1,39 @@
 //! The loaded object: its programs and maps.
 
-use std::{io, os::fd::AsFd as _};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map},
     programs::ProgramError,
 };
-use netobs_common::{Counters, DIRECTIONS, IFACE_CELLS};
+use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS};
 
 use super::{
     attach::AttachMode,
     directory::Directory,
-    hooks::{Hooks, Names},
+    flows::{self, Flows, Size},
+    hooks::{Hooks, Names, PairNames},
     log::{self, LogThread},
     mapping::Mapping,
-    ports::Ports,
 };
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/netobs.bpf.o");
 
 const NAMES: Names = Names {
-    filter: ["netobs_ingress", "netobs_egress"],
-    tcx: ["netobs_tcx_ingress", "netobs_tcx_egress"],
+    interface: PairNames {
+        filter: ["netobs_ingress", "netobs_egress"],
+        tcx: ["netobs_tcx_ingress", "netobs_tcx_egress"],
+    },
+    bridge: Some(PairNames {
+        filter: ["netobs_br_ingress", "netobs_br_egress"],
+        tcx: ["netobs_br_tcx_in", "netobs_br_tcx_out"],
+    }),
     cgroup: ["netobs_cgroup_in", "netobs_cgroup_out"],
 };
 
@@ -33,6 +43,8 @@ pub struct Options {
     /// possible CPU. At most 65,535: filters carry the slot in 16 bits.
     pub max_interfaces: u32,
     pub mode: AttachMode,
+    /// Flows that can be counted apart at a time, about; 0: no flows, and nothing of them in the programs.
+    pub max_flows: u32,
     /// Programs log what is odd about packets, for diagnosing them; costs when on.
     pub log: bool,
 }
@@ -60,7 +72,8 @@ pub enum LoadError {
 /// Maps as they are in the kernel; gone when dropped.
 pub struct Object {
     pub counters: Mapping,
-    pub ports: Ports,
+    /// None where they are not asked for.
+    pub flows: Option<Flows>,
     pub cpus: u32,
     _log: Option<LogThread>,
 }
@@ -71,21 +84,37 @@ impl Object {
             .unwrap_or(u32::MAX);
         let max_interfaces = options.max_interfaces;
         let log_level = log::level(options.log);
-        let mut ebpf = EbpfLoader::new()
+        let size = Size::new(options.max_flows, cpus);
+        let flow_mask = size.map_or(0, |size| size.cells_per_cpu - 1);
+        let flow_seed = RandomState::new().hash_one(max_interfaces);
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(None)
             .override_global("AYA_LOG_LEVEL", &log_level, true)
             .override_global("MAX_INTERFACES", &max_interfaces, true)
+            .override_global("FLOW_MASK", &flow_mask, true)
+            .override_global("FLOW_SEED", &flow_seed, true)
             .map_max_entries("COUNTERS", cpus * max_interfaces * DIRECTIONS)
-            .map_max_entries("CROWDED", max_interfaces)
-            .load(OBJECT)?;
+            .map_max_entries("CROWDED", max_interfaces);
+        if let Some(size) = size {
+            for (map, entries) in [
+                ("FLOW_CELLS", size.cells()),
+                ("FLOW_OWNERS", size.cells()),
+                ("OVERFLOW_EVEN", size.overflow),
+                ("OVERFLOW_ODD", size.overflow),
+            ] {
+                loader.map_max_entries(map, entries);
+            }
+        }
+        let mut ebpf = loader.load(OBJECT)?;
         let log = if options.log { Some(LogThread::start(&mut ebpf).map_err(LoadError::Log)?) } else { None };
         let words = (cpus * max_interfaces * DIRECTIONS) as usize * Counters::WORDS;
         let counters = map_array(&ebpf, "COUNTERS", words)?;
         let cells = map_array(&ebpf, "IFACES", IFACE_CELLS as usize)?;
         let directory = Directory::new(Some(cells), HashMap::try_from(take(&mut ebpf, "CROWDED")?)?);
         let hooks = Hooks::load(&mut ebpf, &NAMES, directory)?;
-        let ports = Ports::new(take(&mut ebpf, "PORTS")?, take(&mut ebpf, "CLIENTS")?)?;
-        Ok((Self { counters, ports, cpus, _log: log }, hooks))
+        let flows = size.map(|size| flows(&ebpf, size)).transpose()?;
+        Ok((Self { counters, flows, cpus, _log: log }, hooks))
     }
 }
 
@@ -98,4 +127,22 @@ pub fn map_array(ebpf: &Ebpf, name: &'static str, words: usize) -> Result<Mappin
         return Err(LoadError::Missing(name));
     };
     Mapping::new(map.fd().as_fd(), words).map_err(LoadError::Mapping)
+}
+
+fn flows(ebpf: &Ebpf, size: Size) -> Result<Flows, LoadError> {
+    let cells = size.cells() as usize;
+    let maps = flows::Maps {
+        cells: map_array(ebpf, "FLOW_CELLS", cells * size_of::<FlowCell>() / 8)?,
+        owners: map_array(ebpf, "FLOW_OWNERS", cells * size_of::<FlowOwner>() / 8)?,
+        overflow: [hash_fd(ebpf, "OVERFLOW_EVEN")?, hash_fd(ebpf, "OVERFLOW_ODD")?],
+        epoch: map_array(ebpf, "OVERFLOW_EPOCH", 1)?,
+    };
+    Ok(Flows::new(size, maps))
+}
+
+fn hash_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let Some(Map::HashMap(map)) = ebpf.map(name) else {
+        return Err(LoadError::Missing(name));
+    };
+    map.fd().as_fd().try_clone_to_owned().map_err(LoadError::Mapping)
 }

@@ -1,28 +1,48 @@
 //! The exact layer: attached, read, let go.
 
-use std::{collections::BTreeMap, fs::File, io, os::fd::BorrowedFd, sync::atomic::Ordering};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::BorrowedFd,
+    sync::atomic::Ordering,
+};
 
-use netobs_common::{Counters, DIRECTIONS, EGRESS, INGRESS, counter_index};
+use netobs_common::{Counters, EGRESS, INGRESS, counter_index};
 
 use super::{
     attach::AttachMode,
-    attachments::{Attach, AttachError, Attachments, Last},
+    attachments::{Attach, AttachError, Attachments},
+    flows::{self, Flow},
     object::{LoadError, Object, Options},
-    ports::Port,
     slots::Slots,
 };
 use crate::{
-    model::{InterfaceKey, PortTraffic},
+    model::{FlowCount, FlowEnd, FlowRecord, InterfaceKey},
     netlink::{Entrance, Netlink},
 };
+
+/// An attachment that was let go, whose flows have yet to be read.
+#[derive(Debug)]
+struct Leaving {
+    key: InterfaceKey,
+    of_host: bool,
+    /// It was there when the last draining began: a program that was late may have counted until then.
+    drained: bool,
+}
 
 /// Owner of everything that netobs counts with in the kernel. Dropping it detaches all. It works in the
 /// network namespace of the thread that loaded it.
 pub struct Observer {
     object: Object,
     attachments: Attachments,
-    /// Published ports that are counted apart.
-    ports: BTreeMap<InterfaceKey, Vec<Port>>,
+    /// By slot, which nobody else gets until then.
+    leaving: BTreeMap<u32, Leaving>,
+    /// Those of `leaving` that were there when the draining began.
+    gone: BTreeSet<u32>,
+    /// Read while there was nobody to tell.
+    flows: Vec<FlowRecord>,
 }
 
 impl Observer {
@@ -34,12 +54,13 @@ impl Observer {
         let (object, hooks) = Object::load(&options)?;
         let attachments = Attachments::new(hooks, options.mode, Slots::new(options.max_interfaces))
             .map_err(LoadError::Netlink)?;
-        Ok(Self { object, attachments, ports: BTreeMap::new() })
+        let (leaving, gone, flows) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        Ok(Self { object, attachments, leaving, gone, flows })
     }
 
     /// The loaded program that finds its slot by ifindex, for `BPF_PROG_TEST_RUN`, which has no filter.
     pub fn program(&self, ingress: bool) -> BorrowedFd<'_> {
-        self.attachments.hooks().programs(ingress).tcx
+        self.attachments.hooks().programs(false, ingress).tcx
     }
 
     /// Takes a slot for what `attach` attaches; gives it back if it could not.
@@ -47,12 +68,33 @@ impl Observer {
         &mut self,
         attach: impl FnOnce(&mut Attachments, u32) -> Result<(), AttachError>,
     ) -> Result<(), AttachError> {
-        let slot = self.attachments.take()?;
+        let slot = self.take_slot()?;
         let attached = attach(&mut self.attachments, slot);
         if attached.is_err() {
             self.clear(slot);
         }
         attached
+    }
+
+    /// A free slot; if all that is left waits for its flows to be read, they are read now.
+    fn take_slot(&mut self) -> Result<u32, AttachError> {
+        for _ in 0..2 {
+            match self.attachments.take() {
+                Err(AttachError::Full(_)) if !self.leaving.is_empty() => {}
+                taken => return taken,
+            }
+            self.begin_flows();
+            flows::wait_for_programs();
+            self.flows = self.finish_flows();
+        }
+        self.attachments.take()
+    }
+
+    fn interfaces_by_slot(&self) -> BySlot {
+        let attached =
+            self.attachments.slots().map(|(key, slot)| (slot, (key, self.attachments.is_of_host(key))));
+        let leaving = self.leaving.iter().map(|(slot, leaving)| (*slot, (leaving.key, leaving.of_host)));
+        BySlot(attached.chain(leaving).collect())
     }
 
     /// Zeroes a slot for whoever has it next.
@@ -103,8 +145,8 @@ impl Attach for Observer {
         self.attachments.remove_leftovers(ifindex)
     }
 
-    fn attach(&mut self, key: InterfaceKey, ifindex: u32) -> Result<(), AttachError> {
-        self.hold(|attachments, slot| attachments.attach(key, slot, ifindex))
+    fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError> {
+        self.hold(|attachments, slot| attachments.attach(key, slot, ifindex, bridge))
     }
 
     fn attach_inside(
@@ -121,12 +163,15 @@ impl Attach for Observer {
         self.hold(|attachments, slot| attachments.attach_cgroup(key, slot, cgroup))
     }
 
-    fn detach(&mut self, key: InterfaceKey) -> Option<Last> {
+    fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
+        let of_host = self.attachments.is_of_host(key);
         let slot = self.attachments.detach(key)?;
-        let ports = self.ports.remove(&key).unwrap_or_default();
-        let last = (self.read_slot(slot), self.object.ports.read(slot, &ports));
-        self.object.ports.remove(slot, &ports);
-        self.clear(slot);
+        let last = self.read_slot(slot);
+        if self.object.flows.is_some() {
+            self.leaving.insert(slot, Leaving { key, of_host, drained: false });
+        } else {
+            self.clear(slot);
+        }
         Some(last)
     }
 
@@ -139,38 +184,88 @@ impl Attach for Observer {
         self.attachments.slots().map(|(key, slot)| (key, self.read_slot(slot))).collect()
     }
 
-    fn publish(&mut self, key: InterfaceKey, ports: Vec<Port>) -> Result<(), aya::maps::MapError> {
-        let Some(slot) = self.attachments.slot(key) else { return Ok(()) };
-        let counted = self.ports.entry(key).or_default();
-        let (old, added): (Vec<Port>, Vec<Port>) = ports.iter().partition(|port| counted.contains(port));
-        let ended: Vec<Port> = counted.iter().filter(|port| !ports.contains(port)).copied().collect();
-        self.object.ports.remove(slot, &ended);
-        *counted = old;
-        let mut result = Ok(());
-        for port in added {
-            match self.object.ports.add(slot, port) {
-                Ok(()) => counted.push(port),
-                Err(error) => result = Err(error),
-            }
+    fn begin_flows(&mut self) {
+        self.gone = self.leaving.keys().copied().collect();
+        if let Some(flows) = &mut self.object.flows {
+            flows.begin();
         }
-        let any = u64::from(!counted.is_empty());
-        if counted.is_empty() {
-            self.ports.remove(&key);
-        }
-        for cpu in 0..self.object.cpus {
-            for direction in 0..DIRECTIONS {
-                if let [published, ..] = self.block(cpu, slot, direction) {
-                    published.store(any, Ordering::Relaxed);
-                }
-            }
-        }
-        result
     }
 
-    fn read_ports(&self) -> Vec<(InterfaceKey, Vec<PortTraffic>)> {
-        let read = |(key, ports): (&InterfaceKey, &Vec<Port>)| {
-            Some((*key, self.object.ports.read(self.attachments.slot(*key)?, ports)))
-        };
-        self.ports.iter().filter_map(read).collect()
+    fn finish_flows(&mut self) -> Vec<FlowRecord> {
+        let mut records = std::mem::take(&mut self.flows);
+        let interfaces = self.interfaces_by_slot();
+        let Some(flows) = &mut self.object.flows else { return records };
+        let read = flows.finish(&self.gone, |flow| records.extend(interfaces.record(&flow)));
+        if let Err(error) = read {
+            tracing::warn!(%error, "read the flows that found no cell");
+        }
+        let mut over = Vec::new();
+        for slot in std::mem::take(&mut self.gone) {
+            match self.leaving.get_mut(&slot) {
+                Some(leaving) if leaving.drained => over.push(slot),
+                Some(leaving) => leaving.drained = true,
+                None => {}
+            }
+        }
+        for slot in over {
+            self.leaving.remove(&slot);
+            self.clear(slot);
+        }
+        records
     }
+
+    /// What flows in cells have counted.
+    fn peek_flows(&mut self) -> Vec<FlowRecord> {
+        let mut records = std::mem::take(&mut self.flows);
+        let interfaces = self.interfaces_by_slot();
+        if let Some(flows) = &mut self.object.flows {
+            flows.peek(|flow| records.extend(interfaces.record(&flow)));
+        }
+        records
+    }
+}
+
+/// Attachments by slot, and whether they are to interfaces of the host.
+struct BySlot(BTreeMap<u32, (InterfaceKey, bool)>);
+
+impl BySlot {
+    fn record(&self, flow: &Flow) -> Option<FlowRecord> {
+        let (key, of_host) = self.0.get(&u32::from(flow.key.slot))?;
+        Some(record(*key, *of_host, flow))
+    }
+}
+
+/// A flow from the container's side. On the host's end of a pair, what it receives the container has sent.
+fn record(interface: InterfaceKey, of_host: bool, flow: &Flow) -> FlowRecord {
+    let key = &flow.key;
+    let is_icmp = matches!(key.protocol, ICMP | ICMPV6);
+    let a = FlowEnd { address: address(key.a), port: key.a_port };
+    let b = FlowEnd { address: address(key.b), port: key.b_port };
+    let [ingress, egress] = flow.counts.map(|count| FlowCount {
+        packets: count.packets,
+        bytes: count.bytes,
+        wire_packets: count.packets + count.unfolded,
+        wire_bytes: count.bytes + count.unfolded_bytes,
+    });
+    let [ingress_flags, egress_flags] = flow.flags;
+    let (mut local, mut remote, rx, tx, rx_flags, tx_flags) = if of_host {
+        (a, b, egress, ingress, egress_flags, ingress_flags)
+    } else {
+        (b, a, ingress, egress, ingress_flags, egress_flags)
+    };
+    if is_icmp {
+        // Not the ends' but the message's, whichever way it goes.
+        (local.port, remote.port) = (key.a_port, key.b_port);
+    }
+    let (first, last) = (flow.first, flow.last);
+    FlowRecord { interface, local, remote, protocol: key.protocol, rx, tx, rx_flags, tx_flags, first, last }
+}
+
+/// IANA protocol numbers.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// IPv4 from its form in IPv6.
+fn address(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
 }

@@ -20,16 +20,15 @@ use netobs_common::{
 
 use super::{
     attach::AttachMode,
-    attachments::{Attach, AttachError, Attachments, Last},
+    attachments::{Attach, AttachError, Attachments},
     directory::Directory,
-    hooks::{Hooks, Names},
+    hooks::{Hooks, Names, PairNames},
     mapping::Mapping,
     object::{LoadError, map_array, take},
-    ports::Port,
     slots::Slots,
 };
 use crate::{
-    model::{InterfaceKey, PortTraffic},
+    model::InterfaceKey,
     netlink::{Entrance, Netlink},
 };
 
@@ -37,8 +36,11 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/trace.bpf.o");
 
 const NAMES: Names = Names {
-    filter: ["trace_ingress", "trace_egress"],
-    tcx: ["trace_tcx_ingress", "trace_tcx_egress"],
+    interface: PairNames {
+        filter: ["trace_ingress", "trace_egress"],
+        tcx: ["trace_tcx_ingress", "trace_tcx_egress"],
+    },
+    bridge: None,
     cgroup: ["trace_cgroup_in", "trace_cgroup_out"],
 };
 
@@ -121,7 +123,7 @@ impl Tracer {
 
     /// The loaded program that finds its slot by ifindex, for `BPF_PROG_TEST_RUN`, which has no filter.
     pub fn program(&self, ingress: bool) -> BorrowedFd<'_> {
-        self.attachments.hooks().programs(ingress).tcx
+        self.attachments.hooks().programs(false, ingress).tcx
     }
 
     /// Attaches to these places and to no others, if it is not attached everywhere; what could not be.
@@ -191,7 +193,7 @@ impl Tracer {
         clear_slot(&self.counts, slot);
         let attachments = &mut self.attachments;
         let attached = match candidate {
-            Candidate::Host { ifindex } => attachments.attach(key, slot, *ifindex),
+            Candidate::Host { ifindex } => attachments.attach(key, slot, *ifindex, false),
             Candidate::Cgroup(cgroup) => attachments.attach_cgroup(key, slot, cgroup),
             Candidate::Inside { entrance, ifindex } => match inside {
                 Some(netlink) => attachments.attach_inside(key, slot, entrance.clone(), netlink, *ifindex),
@@ -238,7 +240,7 @@ impl Attach for Tracer {
         self.attachments.remove_leftovers(ifindex)
     }
 
-    fn attach(&mut self, key: InterfaceKey, ifindex: u32) -> Result<(), AttachError> {
+    fn attach(&mut self, key: InterfaceKey, ifindex: u32, _bridge: bool) -> Result<(), AttachError> {
         self.find(key, Candidate::Host { ifindex }, None)
     }
 
@@ -257,10 +259,10 @@ impl Attach for Tracer {
         self.find(key, Candidate::Cgroup(cgroup), None)
     }
 
-    fn detach(&mut self, key: InterfaceKey) -> Option<Last> {
+    fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
         self.candidates.remove(&key)?;
         self.let_go(key);
-        Some(([Counters::ZERO; 2], Vec::new()))
+        Some([Counters::ZERO; 2])
     }
 
     fn read(&self, key: InterfaceKey) -> Option<[Counters; 2]> {
@@ -268,14 +270,6 @@ impl Attach for Tracer {
     }
 
     fn read_all(&self) -> Vec<(InterfaceKey, [Counters; 2])> {
-        Vec::new()
-    }
-
-    fn publish(&mut self, _: InterfaceKey, _: Vec<Port>) -> Result<(), aya::maps::MapError> {
-        Ok(())
-    }
-
-    fn read_ports(&self) -> Vec<(InterfaceKey, Vec<PortTraffic>)> {
         Vec::new()
     }
 }

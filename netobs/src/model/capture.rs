@@ -120,10 +120,10 @@ impl State {
     /// Every place that is attached to or could be, in the order in which they were found.
     pub fn points(&self) -> Vec<Point> {
         let live = self.interfaces.values().filter(|entry| entry.ended.is_none());
-        live.map(|entry| self.point(entry)).collect()
+        live.map(|entry| self.point_at(entry)).collect()
     }
 
-    fn point(&self, entry: &InterfaceEntry) -> Point {
+    fn point_at(&self, entry: &InterfaceEntry) -> Point {
         let container = entry.owner.as_ref().and_then(|owner| {
             let container = self.containers.get(&owner.container)?;
             Some((owner, container))

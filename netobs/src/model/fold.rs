@@ -6,10 +6,12 @@ use std::{
 };
 
 use super::{
+    class::Peer,
+    edge::{EdgeCount, EdgeKey},
     published::Surroundings,
     snapshot::{
-        AgentHealth, Baseline, Container, ContainerInterface, Drops, Interface, Network, Published, Rates,
-        SCHEMA_VERSION, Snapshot,
+        AgentHealth, Baseline, ClassTraffic, Container, ContainerInterface, Drops, Edge, EdgeEnd, FlowHealth,
+        Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot,
     },
     state::{ContainerEntry, InterfaceEntry, Retired, State, is_live, shares_namespace},
     traffic::Traffic,
@@ -63,6 +65,13 @@ impl State {
                 unattached: self.unattached.values().cloned().collect(),
                 attach_latency: self.attach_latency.clone(),
                 event_overruns: self.event_overruns,
+                flows: self.flows.is_on().then(|| FlowHealth {
+                    listed: self.flows.flows.len(),
+                    unlisted: self.flows.unlisted,
+                    unclassified_rx: self.unclassified[0],
+                    unclassified_tx: self.unclassified[1],
+                    other_edges: *self.flows.edges.other(),
+                }),
                 unattributed_interfaces: self
                     .interfaces
                     .values()
@@ -79,8 +88,34 @@ impl State {
             containers,
             networks,
             interfaces,
+            edges: self.fold_edges(),
             engines: self.engines.values().cloned().collect(),
         }
+    }
+
+    fn fold_edges(&self) -> Vec<Edge> {
+        let edge = |(key, count): (&EdgeKey, &EdgeCount)| Edge {
+            source: self.edge_end(&key.source),
+            destination: self.edge_end(&key.destination),
+            protocol: protocol_name(key.protocol),
+            port: (key.port != 0).then_some(key.port),
+            count: *count,
+        };
+        self.flows.edges.iter().map(edge).collect()
+    }
+
+    fn edge_end(&self, peer: &Peer) -> EdgeEnd {
+        match peer {
+            Peer::Container(id) => {
+                EdgeEnd { container: Some(self.container_name(id)), id: Some(id.clone()), class: None }
+            }
+            Peer::Elsewhere(class) => EdgeEnd { container: None, id: None, class: Some(*class) },
+        }
+    }
+
+    /// The name that outputs use, of one that may not be known any more.
+    pub(super) fn container_name(&self, id: &str) -> String {
+        display_name(id, self.containers.get(id).map_or("", |entry| entry.info.name.as_str()))
     }
 
     fn shown(&self, entry: &ContainerEntry, now: Instant) -> bool {
@@ -165,6 +200,14 @@ impl State {
             rates,
             drops,
             published: self.fold_published(entry, owned),
+            classes: entry
+                .classes
+                .iter()
+                .map(|((network, class), [rx, tx])| {
+                    let network = network.clone();
+                    ClassTraffic { network, class: *class, rx: *rx, tx: *tx }
+                })
+                .collect(),
         }
     }
 
@@ -190,10 +233,6 @@ impl State {
         if entry.info.published.is_empty() {
             return Vec::new();
         }
-        let mut totals = entry.retired_ports.clone();
-        for (live, _) in owned {
-            totals.add(&live.ports);
-        }
         let is_on = |network: &&NetworkInfo| {
             entry.info.endpoints.iter().any(|endpoint| endpoint.network_id == network.id)
         };
@@ -202,7 +241,8 @@ impl State {
             proxies: &self.proxies,
             subnets: self.networks.values().filter(is_on).flat_map(|network| &network.subnets).collect(),
         };
-        totals.fold(&entry.info, &surroundings)
+        let counted = self.flows.is_on() && (!owned.is_empty() || !entry.retired.is_empty());
+        entry.ports.fold(&entry.info, counted, &surroundings)
     }
 
     fn why_unobserved(&self, entry: &ContainerEntry, interfaces: &[ContainerInterface]) -> Option<String> {
@@ -308,6 +348,18 @@ fn ended_interface((name, network): &(String, Option<String>), retired: &Retired
         before: retired.before,
         drops: retired.drops,
         ..ContainerInterface::default()
+    }
+}
+
+/// By IANA number; the number itself for those that have no common name.
+pub(super) fn protocol_name(number: u8) -> String {
+    match number {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        132 => "sctp".to_owned(),
+        other => other.to_string(),
     }
 }
 

@@ -3,6 +3,10 @@
 //! Pure: no aya, tokio, terminal, filesystem or clock. Time comes in as a parameter.
 
 pub mod capture;
+pub mod class;
+pub mod conversation;
+pub mod edge;
+pub mod flow;
 mod fold;
 pub mod published;
 pub mod snapshot;
@@ -22,7 +26,7 @@ pub use snapshot::{
 pub use state::State;
 pub use traffic::{Count, Traffic};
 pub use update::{
-    ClientTraffic, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind,
-    KernelStats, Namespace, NetworkInfo, Owner, Place, PortTraffic, Protocol, Proxy, PublishedPort, Sample,
+    ContainerInfo, ContainerState, FlowCount, FlowEnd, FlowRecord, InnerLink, InterfaceInfo, InterfaceKey,
+    InterfaceKind, KernelStats, Namespace, NetworkInfo, Owner, Place, Protocol, Proxy, PublishedPort, Sample,
     Update,
 };

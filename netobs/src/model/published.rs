@@ -5,20 +5,17 @@ use std::{
     net::IpAddr,
 };
 
-use netobs_common::PortCounters;
-
 use super::{
     snapshot::{Binding, Client, PortCount, Published, PublishedTraffic, SHOWN_CLIENTS, Subnet, Via},
-    update::{ContainerInfo, PortTraffic, Protocol, Proxy},
+    update::{ContainerInfo, FlowCount, Protocol, Proxy},
 };
 
-/// Clients that are kept of each port of a container whose interfaces are gone; what others counted stays in
-/// the port's total.
-const KEPT_CLIENTS: usize = 1024;
+/// Clients that are kept of each port; what others counted stays in the port's total.
+const KEPT_CLIENTS: usize = 4096;
 
-/// By protocol and the container's port: all of it, and that of each client that is told apart.
+/// By protocol (IANA number) and the container's port: all of it, and that of each client that is told apart.
 #[derive(Clone, Debug, Default)]
-pub struct PortTotals(BTreeMap<(Protocol, u16), Totals>);
+pub struct PortTotals(BTreeMap<(u8, u16), Totals>);
 
 #[derive(Clone, Debug, Default)]
 struct Totals {
@@ -27,20 +24,28 @@ struct Totals {
 }
 
 impl PortTotals {
-    pub fn add(&mut self, ports: &[PortTraffic]) {
-        for port in ports {
-            let totals = self.0.entry((port.protocol, port.port)).or_default();
-            totals.all += port.traffic.into();
-            for client in &port.clients {
-                if totals.clients.len() < KEPT_CLIENTS || totals.clients.contains_key(&client.address) {
-                    *totals.clients.entry(client.address).or_default() += client.traffic.into();
-                }
-            }
+    pub fn add(&mut self, protocol: u8, port: u16, client: IpAddr, rx: FlowCount, tx: FlowCount) {
+        let count = PortCount {
+            rx_packets: rx.packets,
+            rx_bytes: rx.bytes,
+            tx_packets: tx.packets,
+            tx_bytes: tx.bytes,
+        };
+        let totals = self.0.entry((protocol, port)).or_default();
+        totals.all += count;
+        if totals.clients.len() < KEPT_CLIENTS || totals.clients.contains_key(&client) {
+            *totals.clients.entry(client).or_default() += count;
         }
     }
 
     /// A container's published ports as they are shown.
-    pub fn fold(&self, container: &ContainerInfo, surroundings: &Surroundings<'_>) -> Vec<Published> {
+    /// `counted`: whether there can be any traffic; where there cannot, none is told of, not even that it is 0.
+    pub fn fold(
+        &self,
+        container: &ContainerInfo,
+        counted: bool,
+        surroundings: &Surroundings<'_>,
+    ) -> Vec<Published> {
         let mut bindings: BTreeMap<(Protocol, u16), Vec<Binding>> = BTreeMap::new();
         for port in &container.published {
             let binding = Binding { address: port.host_address, port: port.host_port };
@@ -49,7 +54,10 @@ impl PortTotals {
         bindings
             .into_iter()
             .map(|((protocol, container_port), bindings)| {
-                let traffic = self.0.get(&(protocol, container_port)).map(|totals| {
+                let traffic = counted.then(|| {
+                    let Some(totals) = self.0.get(&(protocol.number(), container_port)) else {
+                        return PublishedTraffic::default();
+                    };
                     let proxied =
                         container.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| {
                             let proxy = Proxy { protocol, container_address: *address, container_port };
@@ -102,7 +110,9 @@ impl Surroundings<'_> {
             });
         if is_gateway && proxied {
             Via::DockerProxy
-        } else if is_gateway || self.host_addresses.contains(&client) {
+        } else if is_gateway {
+            Via::Gateway
+        } else if self.host_addresses.contains(&client) {
             Via::Host
         } else if on_network {
             Via::Network
@@ -147,23 +157,10 @@ impl std::ops::AddAssign for PortCount {
     }
 }
 
-impl From<PortCounters> for PortCount {
-    fn from(counters: PortCounters) -> Self {
-        Self {
-            rx_packets: counters.rx.packets,
-            rx_bytes: counters.rx.bytes,
-            tx_packets: counters.tx.packets,
-            tx_bytes: counters.tx.bytes,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use netobs_common::Count;
-
     use super::*;
-    use crate::model::{ClientTraffic, Endpoint, PublishedPort};
+    use crate::model::{Endpoint, PublishedPort};
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -190,20 +187,7 @@ mod tests {
 
     #[test]
     fn each_packet_came_one_way() {
-        let counters = |n: u64| PortCounters {
-            rx: Count { packets: n, bytes: 100 * n },
-            tx: Count { packets: 2 * n, bytes: 200 * n },
-        };
-        let clients = [("172.17.0.1", 1), ("172.17.0.3", 2), ("192.0.2.7", 4), ("10.1.1.1", 8)];
-        let port = PortTraffic {
-            protocol: Protocol::Tcp,
-            port: 80,
-            traffic: counters(100),
-            clients: clients
-                .iter()
-                .map(|(client, n)| ClientTraffic { address: address(client), traffic: counters(*n) })
-                .collect(),
-        };
+        let count = |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
         let container = ContainerInfo {
             endpoints: vec![Endpoint { addresses: vec![address("172.17.0.2")], ..Endpoint::default() }],
             published: vec![PublishedPort {
@@ -218,30 +202,32 @@ mod tests {
         let proxy =
             Proxy { protocol: Protocol::Tcp, container_address: address("172.17.0.2"), container_port: 80 };
         let mut totals = PortTotals::default();
-        totals.add(std::slice::from_ref(&port));
-        totals.add(&[port]);
+        for (client, n) in [("172.17.0.1", 2), ("172.17.0.3", 4), ("192.0.2.7", 8), ("10.1.1.1", 16)] {
+            totals.add(6, 80, address(client), count(n), count(2 * n));
+        }
+        totals.add(17, 80, address("192.0.2.8"), count(1), count(1));
+        totals.add(6, 81, address("192.0.2.8"), count(1), count(1));
         let (host_addresses, proxies) = ([address("10.1.1.1")].into(), [proxy].into());
         let surroundings =
             Surroundings { host_addresses: &host_addresses, proxies: &proxies, subnets: vec![&subnet] };
-        let published = totals.fold(&container, &surroundings);
+        let published = totals.fold(&container, true, &surroundings);
         let traffic = published[0].traffic.clone().expect("counted");
         let packets: Vec<(Via, u64)> =
             traffic.via.iter().map(|(via, count)| (*via, count.rx_packets)).collect();
-        assert_eq!(
-            packets,
-            [
-                (Via::Client, 8),
-                (Via::DockerProxy, 2),
-                (Via::Host, 16),
-                (Via::Network, 4),
-                (Via::Unknown, 170)
-            ]
-        );
+        assert_eq!(packets, [(Via::Client, 8), (Via::DockerProxy, 2), (Via::Host, 16), (Via::Network, 4)]);
         assert_eq!(traffic.clients[0].address, address("10.1.1.1"), "most bytes first");
         let no_proxies = BTreeSet::new();
         let without = Surroundings { proxies: &no_proxies, ..surroundings };
-        let published = totals.fold(&container, &without);
+        let published = totals.fold(&container, true, &without);
         let via = &published[0].traffic.as_ref().expect("counted").via;
-        assert!(!via.contains_key(&Via::DockerProxy), "no proxy, then it is the host: {via:?}");
+        assert!(via.contains_key(&Via::Gateway) && !via.contains_key(&Via::DockerProxy), "no proxy: {via:?}");
+        assert_eq!(totals.fold(&container, false, &without)[0].traffic, None, "not counted is not 0");
+        // More clients than are told apart.
+        for n in 0..KEPT_CLIENTS as u32 {
+            totals.add(6, 80, IpAddr::V4((0x0a00_0000 + n).into()), count(1), count(1));
+        }
+        let published = totals.fold(&container, true, &without);
+        let via = &published[0].traffic.as_ref().expect("counted").via;
+        assert_eq!(via[&Via::Unknown].rx_packets, 4, "those for whom there was no room: {via:?}");
     }
 }

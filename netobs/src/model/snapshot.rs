@@ -11,7 +11,9 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
-    traffic::Traffic,
+    class::Class,
+    edge::EdgeCount,
+    traffic::{Count, Traffic},
     update::{ContainerState, InterfaceKind, Place, Protocol},
 };
 
@@ -33,6 +35,8 @@ pub struct Snapshot {
     pub networks: Vec<Network>,
     /// Every attached interface of the host, sorted by name.
     pub interfaces: Vec<Interface>,
+    /// Sorted by ends, protocol and port.
+    pub edges: Vec<Edge>,
     pub engines: Vec<EngineStatus>,
     pub agent: AgentHealth,
 }
@@ -72,18 +76,52 @@ pub struct Container {
     pub drops: Option<Drops>,
     /// Ports that are reached through the host.
     pub published: Vec<Published>,
+    /// What its flows have counted, by network and by where they go; those of interfaces that are gone
+    /// included. Packets as the stack counts them.
+    pub classes: Vec<ClassTraffic>,
 }
 
-/// A port of a container that is reached through the host, and what passed it since netobs knew of it.
-/// The container's side: `rx` is what it received. Frames as the stack counts them; later fragments,
-/// which have no ports, and packets with a VLAN tag are not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClassTraffic {
+    /// The container's network that they pass; none: not known.
+    pub network: Option<String>,
+    pub class: Class,
+    pub rx: Count,
+    pub tx: Count,
+}
+
+/// What one end sends another, of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Edge {
+    pub source: EdgeEnd,
+    pub destination: EdgeEnd,
+    /// `tcp`, `udp`, `icmp`, …, or the IANA number.
+    pub protocol: String,
+    /// The service's, whichever end that is; none where the protocol has no ports.
+    pub port: Option<u16>,
+    #[serde(flatten)]
+    pub count: EdgeCount,
+}
+
+/// A container, or what else there is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EdgeEnd {
+    pub container: Option<String>,
+    pub id: Option<String>,
+    /// Of what is no container, where it is.
+    pub class: Option<Class>,
+}
+
+/// A port of a container that is reached through the host, and what passed it since netobs attached. The
+/// container's side: `rx` is what it received. Packets as the stack counts them; later fragments, which
+/// have no ports, and what is in no flow are not in it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Published {
     pub protocol: Protocol,
     pub container_port: u16,
     /// Where it is reached on the host.
     pub bindings: Vec<Binding>,
-    /// None where it is not counted: the container has no veth on the host, or the protocol is SCTP.
+    /// None where it is not counted: flows are off, or no interface of the container is observed.
     pub traffic: Option<PublishedTraffic>,
 }
 
@@ -123,6 +161,8 @@ pub enum Via {
     DockerProxy,
     /// The host itself.
     Host,
+    /// The network's gateway: the host itself, or what it passes on as if it were its own (masquerading).
+    Gateway,
     /// A container on the same network, to the container's own address: not through the host's port.
     Network,
     /// Clients that there was no room for: known is how much, not from where.
@@ -135,6 +175,7 @@ impl Via {
             Self::Client => "client",
             Self::DockerProxy => "docker-proxy",
             Self::Host => "host",
+            Self::Gateway => "gateway",
             Self::Network => "network",
             Self::Unknown => "unknown",
         }
@@ -298,6 +339,21 @@ pub struct AgentHealth {
     pub attach_latency: Latency,
     /// Times that netlink lost events and all interfaces were listed anew.
     pub event_overruns: u64,
+    /// None where flows are off.
+    pub flows: Option<FlowHealth>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FlowHealth {
+    /// Flows that can be listed now.
+    pub listed: usize,
+    /// Flows that were not listed, as there were too many; they are in all sums.
+    pub unlisted: u64,
+    /// What flows have counted of which it never became known whose they were.
+    pub unclassified_rx: Count,
+    pub unclassified_tx: Count,
+    /// Edges over the budget, added up.
+    pub other_edges: EdgeCount,
 }
 
 /// Upper bounds (inclusive, microseconds) of [`Latency::buckets`]; the last bucket has no bound.
@@ -321,7 +377,7 @@ impl Latency {
     }
 }
 
-fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
 }
@@ -336,6 +392,7 @@ impl Snapshot {
             containers: Vec::new(),
             networks: Vec::new(),
             interfaces: Vec::new(),
+            edges: Vec::new(),
             engines: Vec::new(),
             agent: AgentHealth::default(),
         }

@@ -12,12 +12,13 @@ use std::{
 use netobs_common::Counters;
 
 use super::{
+    flow::{ByClass, FlowOptions, Table},
     published::PortTotals,
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
-    traffic::Traffic,
+    traffic::{Count, Traffic},
     update::{
         ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
-        Namespace, NetworkInfo, Owner, Place, PortTraffic, Proxy, PublishedPort, Sample, Update,
+        Namespace, NetworkInfo, Owner, Place, Proxy, PublishedPort, Sample, Update,
     },
 };
 
@@ -35,8 +36,9 @@ pub struct State {
     pub(super) containers: BTreeMap<String, ContainerEntry>,
     /// By engine and ID.
     pub(super) networks: BTreeMap<(String, String), NetworkInfo>,
+    /// By endpoint: what an engine is called is known when it answers.
     pub(super) engines: BTreeMap<String, EngineStatus>,
-    /// Engines that have told all their containers since they were connected.
+    /// Names of engines that have told all their containers.
     listed: BTreeSet<String>,
     /// By what it is: name and reason.
     pub(super) unattached: BTreeMap<String, (String, String)>,
@@ -44,6 +46,11 @@ pub struct State {
     moved_into: BTreeSet<i32>,
     pub(super) host_addresses: BTreeSet<IpAddr>,
     pub(super) proxies: BTreeSet<Proxy>,
+    pub(super) flows: Table,
+    /// CIDRs of the cluster.
+    pub(super) cluster: Vec<String>,
+    /// Received and sent by flows of which it never became known whose they were.
+    pub(super) unclassified: [Count; 2],
     pub(super) degraded: BTreeMap<&'static str, String>,
     pub(super) attach_latency: Latency,
     pub(super) event_overruns: u64,
@@ -67,8 +74,6 @@ pub(super) struct InterfaceEntry {
     /// Last network that it was seen on: a veth loses its bridge a moment before it goes.
     pub network: Option<String>,
     pub ended: Option<Instant>,
-    /// What passed published ports of the container behind it.
-    pub ports: Vec<PortTraffic>,
 }
 
 #[derive(Debug, Default)]
@@ -77,8 +82,10 @@ pub(super) struct ContainerEntry {
     pub namespace: Option<Namespace>,
     /// What interfaces that are gone have counted, by name inside and network.
     pub retired: BTreeMap<(String, Option<String>), Retired>,
-    /// What passed its published ports by interfaces that are gone.
-    pub retired_ports: PortTotals,
+    /// What its flows have counted, by where they go.
+    pub classes: ByClass,
+    /// What passed its published ports.
+    pub ports: PortTotals,
     /// It was seen alive by this run; one that had exited before is not shown.
     pub lived: bool,
     pub ended: Option<Instant>,
@@ -112,12 +119,23 @@ impl State {
             moved_into: BTreeSet::new(),
             host_addresses: BTreeSet::new(),
             proxies: BTreeSet::new(),
+            flows: Table::new(FlowOptions::default()),
+            cluster: Vec::new(),
+            unclassified: Default::default(),
             degraded: BTreeMap::new(),
             attach_latency: Latency::default(),
             event_overruns: 0,
             last_sample: None,
             interval: None,
         }
+    }
+
+    /// The same with other bounds of what is kept of flows.
+    #[must_use]
+    pub fn with_flows(mut self, options: FlowOptions) -> Self {
+        self.cluster.clone_from(&options.cluster);
+        self.flows = Table::new(options);
+        self
     }
 
     pub fn apply(&mut self, update: Update, now: Instant) {
@@ -140,7 +158,7 @@ impl State {
                 }
                 self.refresh_networks();
             }
-            Update::Detached(sample, ports) => self.detached(&sample, ports, now),
+            Update::Detached(sample) => self.detached(&sample, now),
             Update::AttachFailed { what, name, reason } => {
                 self.unattached.insert(what, (name, reason));
             }
@@ -155,33 +173,35 @@ impl State {
                 }
                 self.interval = self.last_sample.replace(now).map(|last| now.duration_since(last));
             }
-            Update::Published(all) => {
-                for (key, ports) in all {
-                    if let Some(entry) = self.interfaces.get_mut(&key) {
-                        entry.ports = ports;
-                    }
-                }
-            }
-            Update::Host { addresses, proxies } => {
-                self.host_addresses = addresses;
-                self.proxies = proxies;
-            }
+            Update::Flows(records) => self.flows(&records),
+            Update::HostAddresses(addresses) => self.host_addresses = addresses,
+            Update::Proxies(proxies) => self.proxies = proxies,
             Update::Engine(status) => {
-                self.engines.insert(status.name.clone(), status);
+                self.engines.insert(status.endpoint.clone(), status);
             }
-            Update::Containers { engine, containers } => self.all_containers(&engine, containers, now),
-            Update::Container(info) => self.container(info, now),
+            Update::Containers { engine, containers } => {
+                self.all_containers(&engine, containers, now);
+                self.learn_bridges();
+            }
+            Update::Container(info) => {
+                self.container(info, now);
+                self.learn_bridges();
+            }
             Update::Removed { id } => {
                 if let Some(entry) = self.containers.get_mut(&id) {
                     entry.removed(now);
                 }
             }
-            Update::Namespace { id, namespace } => self.namespace(&id, namespace),
+            Update::Namespace { id, namespace } => {
+                self.namespace(&id, namespace);
+                self.learn_bridges();
+            }
             Update::Networks { engine, networks } => {
                 self.networks.retain(|(of, _), _| *of != engine);
                 for network in networks {
                     self.networks.insert((engine.clone(), network.id.clone()), network);
                 }
+                self.learn_bridges();
                 self.refresh_networks();
             }
             Update::EventsLost => self.event_overruns += 1,
@@ -198,6 +218,7 @@ impl State {
     pub fn expire(&mut self, now: Instant) {
         let grace = self.grace;
         let over = |ended: Option<Instant>| ended.is_some_and(|at| now.duration_since(at) >= grace);
+        self.expire_flows(now);
         self.interfaces.retain(|_, entry| !over(entry.ended));
         self.containers.retain(|_, entry| {
             // One that still exists may be started again, and its counters go on then.
@@ -240,17 +261,21 @@ impl State {
         })
     }
 
-    /// Published ports of the containers behind the host's interfaces, by attachment.
-    pub fn published(&self) -> BTreeMap<InterfaceKey, &[PublishedPort]> {
-        self.interfaces
+    /// Published ports of the containers that run, by container.
+    pub fn published(&self) -> BTreeMap<String, Vec<PublishedPort>> {
+        self.publishing().map(|(id, ports)| (id.to_owned(), ports.to_vec())).collect()
+    }
+
+    /// Whether these are the published ports.
+    pub fn has_published(&self, ports: &BTreeMap<String, Vec<PublishedPort>>) -> bool {
+        self.publishing().eq(ports.iter().map(|(id, ports)| (id.as_str(), ports.as_slice())))
+    }
+
+    fn publishing(&self) -> impl Iterator<Item = (&str, &[PublishedPort])> {
+        self.containers
             .iter()
-            .filter(|(_, entry)| entry.info.place == Place::Host && entry.ended.is_none())
-            .filter_map(|(key, entry)| {
-                let container = self.containers.get(&entry.owner.as_ref()?.container)?;
-                Some((*key, container.info.published.as_slice()))
-            })
-            .filter(|(_, ports)| !ports.is_empty())
-            .collect()
+            .filter(|(_, entry)| is_live(&entry.info) && !entry.info.published.is_empty())
+            .map(|(id, entry)| (id.as_str(), entry.info.published.as_slice()))
     }
 
     /// First processes of the containers that one engine told of.
@@ -291,10 +316,11 @@ impl State {
         (info.place == Place::Host).then_some(info.ifindex)
     }
 
-    /// Whether each of these engines has told its containers, or why it cannot.
-    pub fn settled(&self, engines: &[String]) -> bool {
-        engines.iter().all(|name| {
-            self.listed.contains(name) || self.engines.get(name).is_some_and(|status| !status.connected)
+    /// Whether the engine at each of these endpoints has told its containers, or why it cannot.
+    pub fn settled(&self, endpoints: &[String]) -> bool {
+        endpoints.iter().all(|endpoint| {
+            let status = self.engines.get(endpoint);
+            status.is_some_and(|status| !status.connected || self.listed.contains(&status.name))
         })
     }
 
@@ -307,10 +333,12 @@ impl State {
         self.containers.contains_key(id)
     }
 
-    fn detached(&mut self, sample: &Sample, ports: Vec<PortTraffic>, now: Instant) {
+    fn detached(&mut self, sample: &Sample, now: Instant) {
+        if let Some(point) = self.point(sample.key) {
+            self.flows.end(sample.key, point, now);
+        }
         let Some(mut entry) = self.interfaces.remove(&sample.key) else { return };
         entry.sample(sample, now);
-        entry.ports = ports;
         entry.rates = None;
         entry.ended = Some(now);
         if let Some(owner) = &entry.owner
@@ -405,14 +433,48 @@ impl State {
         container.namespace = Some(namespace);
     }
 
-    /// Finds the network of each port by its bridge, as far as there is a bridge and it is known.
-    fn refresh_networks(&mut self) {
-        let bridges: BTreeMap<u32, String> = self
-            .interfaces
+    /// Bridges of networks whose engine does not name them: that which the veth of a container is a port of,
+    /// if its address inside is the one that the container has on the network.
+    fn learn_bridges(&mut self) {
+        let is_unnamed = |network: &NetworkInfo| network.driver == "bridge" && network.bridge.is_none();
+        if !self.networks.values().any(is_unnamed) {
+            return;
+        }
+        let bridges = self.bridges();
+        let mut learned = Vec::new();
+        for entry in self.interfaces.values().filter(|entry| entry.ended.is_none()) {
+            if let Some(owner) = &entry.owner
+                && let Some(bridge) = entry.info.master.and_then(|master| bridges.get(&master))
+                && let Some(container) = self.containers.get(&owner.container)
+                && let Some(network) = network_of(&owner.inner, &container.info.endpoints)
+            {
+                learned.push((container.info.engine.clone(), network.to_owned(), bridge.clone()));
+            }
+        }
+        for (engine, name, bridge) in learned {
+            let network = self
+                .networks
+                .values_mut()
+                .find(|network| network.engine == engine && network.name == name && is_unnamed(network));
+            if let Some(network) = network {
+                network.bridge = Some(bridge);
+                self.refresh_networks();
+            }
+        }
+    }
+
+    /// Names of the host's bridges, by ifindex.
+    fn bridges(&self) -> BTreeMap<u32, String> {
+        self.interfaces
             .values()
             .filter(|entry| entry.info.kind == InterfaceKind::Bridge && entry.ended.is_none())
             .map(|entry| (entry.info.ifindex, entry.info.name.clone()))
-            .collect();
+            .collect()
+    }
+
+    /// Finds the network of each port by its bridge, as far as there is a bridge and it is known.
+    fn refresh_networks(&mut self) {
+        let bridges = self.bridges();
         let names: BTreeMap<&str, &str> = self
             .networks
             .values()
@@ -472,7 +534,6 @@ impl InterfaceEntry {
             owner: None,
             network: None,
             ended: None,
-            ports: Vec::new(),
         }
     }
 
@@ -563,7 +624,6 @@ impl ContainerEntry {
         retired.inner = owner.inner.clone();
         retired.kind = Some(entry.info.kind);
         retired.place = Some(entry.info.place);
-        self.retired_ports.add(&entry.ports);
     }
 }
 

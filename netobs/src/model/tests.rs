@@ -5,13 +5,15 @@ use std::time::{Duration, Instant, SystemTime};
 use netobs_common::{Count, Counters, class, l4};
 
 use super::{
-    Baseline, Container, ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey,
-    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update, state::PROC,
+    Baseline, Container, ContainerInfo, ContainerState, Endpoint, InnerLink, InterfaceInfo, InterfaceKey,
+    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update,
+    snapshot::EngineStatus, state::PROC,
 };
 
 const GRACE: Duration = Duration::from_secs(300);
 const BRIDGE: InterfaceKey = InterfaceKey(1);
 const VETH: InterfaceKey = InterfaceKey(2);
+const MAC: &str = "02:42:ac:11:00:02";
 
 struct Model {
     state: State,
@@ -109,7 +111,8 @@ fn running(name: &str, pid: u32) -> ContainerInfo {
 }
 
 fn namespace(info: &ContainerInfo, peer: u32) -> Update {
-    let link = InnerLink { ifindex: peer, name: "eth0".to_owned(), ..InnerLink::default() };
+    let (name, mac) = ("eth0".to_owned(), MAC.to_owned());
+    let link = InnerLink { ifindex: peer, name, mac, ..InnerLink::default() };
     let namespace = Namespace { identity: (4, 1), nsid: Some(0), links: vec![link], ..Namespace::default() };
     Update::Namespace { id: info.id.clone(), namespace }
 }
@@ -172,7 +175,7 @@ fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
     let mut model = world();
     let info = running("web", 1);
     model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
     // Another namespace, with the same number, another veth and process.
     let again = running("web", 2);
     model
@@ -182,7 +185,7 @@ fn a_restart_goes_on_counting_and_the_end_has_a_grace_period() {
     model.apply(Update::Samples(vec![sample(InterfaceKey(3), 1, 1)]));
     let web = model.container("web").expect("web");
     assert_eq!((web.rx.packets, web.tx.packets, web.interfaces.len()), (6, 4, 1));
-    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(InterfaceKey(3), 2, 2))));
     model.apply(Update::Removed { id: info.id });
     model.later(GRACE.as_secs() - 1);
     let web = model.container("web").expect("still within its grace period");
@@ -196,7 +199,7 @@ fn a_stopped_container_is_hidden_and_not_forgotten() {
     let mut model = world();
     let info = running("web", 1);
     model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
     model.apply(Update::Container(ContainerInfo {
         state: ContainerState::Exited,
         pid: None,
@@ -231,6 +234,35 @@ fn a_used_again_namespace_number_is_not_the_old_containers() {
 }
 
 #[test]
+fn a_bridge_without_a_name_is_where_its_containers_are() {
+    let mut model = Model::new();
+    model.attach(BRIDGE, 3, "cni-podman0", InterfaceKind::Bridge, None).with_veth(VETH, 10, 9);
+    let network = NetworkInfo {
+        id: "n1".to_owned(),
+        name: "shop".to_owned(),
+        driver: "bridge".to_owned(),
+        engine: "docker".to_owned(),
+        ..NetworkInfo::default()
+    };
+    let networks = || Update::Networks { engine: "docker".to_owned(), networks: vec![network.clone()] };
+    let info = running("web", 1);
+    model.apply(networks()).apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    assert_eq!(model.snapshot().networks[0].bridge, None, "nothing says that it is on this network");
+    let endpoint = Endpoint {
+        network: "shop".to_owned(),
+        network_id: "n1".to_owned(),
+        mac: Some(MAC.to_owned()),
+        ..Endpoint::default()
+    };
+    let on_shop = ContainerInfo { endpoints: vec![endpoint], ..info.clone() };
+    model.apply(Update::Container(on_shop)).apply(namespace(&info, 9));
+    assert_eq!(model.snapshot().networks[0].bridge.as_deref(), Some("cni-podman0"));
+    assert_eq!(model.container("web").expect("web").networks, ["shop"]);
+    model.apply(networks());
+    assert_eq!(model.snapshot().networks[0].bridge.as_deref(), Some("cni-podman0"), "and again");
+}
+
+#[test]
 fn members_of_a_namespace_are_counted_once() {
     let mut model = world();
     // By `/proc` the member was found first.
@@ -256,8 +288,23 @@ fn an_engines_list_is_complete_and_proc_knows_less() {
     let nameless = ContainerInfo { name: String::new(), engine: PROC.to_owned(), ..running("stays", 2) };
     model.apply(Update::Container(nameless));
     assert_eq!(model.container("stays").expect("keeps its name").engine, "docker");
-    assert!(model.state.settled(&["docker".to_owned()]));
-    assert!(!model.state.settled(&["podman".to_owned()]));
+    let endpoint = "unix:///docker.sock".to_owned();
+    assert!(!model.state.settled(std::slice::from_ref(&endpoint)), "nobody knows yet who is there");
+    let mut status = EngineStatus {
+        name: "docker".to_owned(),
+        endpoint: endpoint.clone(),
+        connected: true,
+        ..EngineStatus::default()
+    };
+    model.apply(Update::Engine(status.clone()));
+    assert!(model.state.settled(std::slice::from_ref(&endpoint)));
+    status.name = "podman".to_owned();
+    model.apply(Update::Engine(status.clone()));
+    assert_eq!(model.snapshot().engines, [status.clone()], "one engine, by its new name");
+    assert!(!model.state.settled(std::slice::from_ref(&endpoint)), "it has not told its containers");
+    status.connected = false;
+    model.apply(Update::Engine(status));
+    assert!(model.state.settled(&[endpoint]));
 }
 
 #[test]
@@ -280,7 +327,7 @@ fn what_is_not_attached_is_said_until_it_is() {
 #[test]
 fn interfaces_of_unknown_containers_end_with_the_grace_period_too() {
     let mut model = world();
-    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5)), Vec::new()));
+    model.apply(Update::Detached(Box::new(sample(VETH, 3, 5))));
     assert_eq!(model.snapshot().interfaces.len(), 1, "the bridge");
     assert_eq!(model.state.interfaces.len(), 2);
     model.later(GRACE.as_secs());

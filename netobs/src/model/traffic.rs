@@ -64,6 +64,11 @@ pub struct Traffic {
     pub size: [u64; SIZE_BUCKETS],
     /// Frames that ended inside a header that was needed to classify them; they are counted above too.
     pub truncated: u64,
+    /// IP packets that are in no flow: there was no room for one more, or their IP header was cut. What flows
+    /// have counted and this are all IP packets, as the stack counts them. 0 where flows are off.
+    pub unflowed: Count,
+    /// How many of these had their IP header cut.
+    pub unflowed_truncated: u64,
 }
 
 impl std::ops::AddAssign for Count {
@@ -128,6 +133,8 @@ impl From<&Counters> for Traffic {
             tcp_flags: TcpFlags { syn: raw.tcp_syn, fin: raw.tcp_fin, rst: raw.tcp_rst },
             size: raw.size,
             truncated: raw.truncated,
+            unflowed: raw.unflowed.into(),
+            unflowed_truncated: raw.unflowed_truncated,
         }
     }
 }
@@ -154,6 +161,8 @@ impl std::ops::AddAssign<&Traffic> for Traffic {
             *sum += count;
         }
         self.truncated += other.truncated;
+        self.unflowed += other.unflowed;
+        self.unflowed_truncated += other.unflowed_truncated;
     }
 }
 

@@ -4,10 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use netobs_common::{Counters, PortCounters};
+use netobs_common::Counters;
 use serde::Serialize;
 
 use super::snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet};
@@ -143,22 +143,50 @@ pub struct PublishedPort {
     pub host_port: u16,
 }
 
-/// What passed a published port since it was counted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortTraffic {
-    pub protocol: Protocol,
-    /// The container's.
-    pub port: u16,
-    /// All of it, whoever the client.
-    pub traffic: PortCounters,
-    /// Those clients that there was room for.
-    pub clients: Vec<ClientTraffic>,
+/// What was counted of one flow since it was last told of, from the container's side: `rx` is what it received.
+/// One flow may be told of several times at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    pub interface: InterfaceKey,
+    /// The container's end, as its packets have it. Of ICMP and ICMPv6 the port is the identifier of an echo.
+    pub local: FlowEnd,
+    /// The other end. Of ICMP and ICMPv6 the port is the message's type (of an echo: the request's) in the upper
+    /// half and its code in the lower.
+    pub remote: FlowEnd,
+    /// IANA number.
+    pub protocol: u8,
+    pub rx: FlowCount,
+    pub tx: FlowCount,
+    /// TCP flags seen, [`netobs_common::FIRST`] and [`netobs_common::OPENED`].
+    pub rx_flags: u8,
+    pub tx_flags: u8,
+    /// When its first and its last packet passed, good to some milliseconds.
+    pub first: Instant,
+    pub last: Instant,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientTraffic {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowEnd {
     pub address: IpAddr,
-    pub traffic: PortCounters,
+    pub port: u16,
+}
+
+/// Packets as the stack counts them, and as on a wire: super-packets unfolded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FlowCount {
+    pub packets: u64,
+    pub bytes: u64,
+    pub wire_packets: u64,
+    pub wire_bytes: u64,
+}
+
+impl std::ops::AddAssign for FlowCount {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.wire_packets += other.wire_packets;
+        self.wire_bytes += other.wire_bytes;
+    }
 }
 
 /// A process of the engine that passes on connections to a container's port.
@@ -230,6 +258,15 @@ pub struct ContainerInfo {
     pub published: Vec<PublishedPort>,
 }
 
+impl ContainerInfo {
+    /// Whether a port of it, by IANA protocol number, is reached through the host.
+    pub fn publishes(&self, protocol: u8, port: u16) -> bool {
+        self.published
+            .iter()
+            .any(|published| published.protocol.number() == protocol && published.container_port == port)
+    }
+}
+
 /// A container network as its engine describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkInfo {
@@ -294,7 +331,7 @@ pub enum Update {
     /// Same attachment, something about the interface is new.
     Changed(InterfaceInfo),
     /// The interface is gone or has left the host's namespace; its last counters.
-    Detached(Box<Sample>, Vec<PortTraffic>),
+    Detached(Box<Sample>),
     /// What should be observed and is not.
     AttachFailed {
         /// Tells it from others: its ifindex, or its container and name.
@@ -307,13 +344,12 @@ pub enum Update {
         nsid: i32,
     },
     Samples(Vec<Sample>),
-    /// What passed published ports, by the attachment to the container's interface.
-    Published(Vec<(InterfaceKey, Vec<PortTraffic>)>),
-    /// What the host itself has: addresses, and engines' proxies for published ports.
-    Host {
-        addresses: BTreeSet<IpAddr>,
-        proxies: BTreeSet<Proxy>,
-    },
+    /// What flows have counted since they were last told of.
+    Flows(Vec<FlowRecord>),
+    /// All addresses that the host has.
+    HostAddresses(BTreeSet<IpAddr>),
+    /// Engines' proxies for published ports that run.
+    Proxies(BTreeSet<Proxy>),
     Engine(EngineStatus),
     /// All containers of an engine; any other that it had is removed.
     Containers {

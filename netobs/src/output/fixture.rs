@@ -8,9 +8,15 @@ use std::{
 use netobs_common::{Count, Counters, class, l4};
 
 use crate::model::{
-    AgentHealth, Baseline, Compose, Container, ContainerState, Drops, Endpoint, EngineStatus, Interface,
-    InterfaceKind, Latency, Network, Place, Protocol, Published, Rates, Snapshot, Subnet, Traffic, Via,
-    snapshot::{Binding, Client, ContainerInterface, PortCount, PublishedTraffic},
+    self, AgentHealth, Baseline, Compose, Container, ContainerState, Drops, Endpoint, EngineStatus,
+    FlowCount, Interface, InterfaceKind, Latency, Network, Place, Protocol, Published, Rates, Snapshot,
+    Subnet, Traffic, Via,
+    class::Class,
+    edge::EdgeCount,
+    snapshot::{
+        Binding, ClassTraffic, Client, ContainerInterface, Edge, EdgeEnd, FlowHealth, PortCount,
+        PublishedTraffic,
+    },
 };
 
 /// A name that tries everything: terminal escapes, a new line, quotes, bidi, and what CSV cares for.
@@ -35,6 +41,7 @@ pub fn traffic(n: u64) -> Traffic {
     raw.size[4] = 8 * n;
     raw.size[8] = 3 * n;
     raw.truncated = n / 10;
+    raw.unflowed = count(n / 5, 100 * (n / 5));
     Traffic::from(&raw)
 }
 
@@ -127,6 +134,10 @@ pub fn snapshot() -> Snapshot {
     database.interfaces = vec![database.interfaces[0].clone(), unknown.clone(), unknown];
     let mut web = container('a', "web-1", "shop_default", 100);
     web.published = vec![published()];
+    let part = |n| model::Count { packets: n, bytes: 100 * n };
+    let class =
+        |class, n| ClassTraffic { network: Some("shop_default".into()), class, rx: part(n), tx: part(2 * n) };
+    web.classes = vec![class(Class::SameNetwork, 5), class(Class::External, 6)];
     let mut snapshot = Snapshot::empty(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250));
     snapshot.interval_seconds = Some(1.0);
     snapshot.containers = vec![database, container('f', HOSTILE, "bridge", 1), host, ended, web];
@@ -184,6 +195,22 @@ pub fn snapshot() -> Snapshot {
         interface("vetha", 17, InterfaceKind::Veth, Some(("web-1", 'a'))),
         interface("vethlost", 23, InterfaceKind::Veth, None),
     ];
+    let outside = EdgeEnd { container: None, id: None, class: Some(Class::External) };
+    let end = |name: &str, digit| EdgeEnd { container: Some(name.into()), id: Some(id(digit)), class: None };
+    let count = |n| Some(FlowCount { packets: n, bytes: 100 * n, wire_packets: 2 * n, wire_bytes: 150 * n });
+    let edge = |source, destination, sent, received| Edge {
+        source,
+        destination,
+        protocol: "tcp".into(),
+        port: Some(5432),
+        count: EdgeCount { sent, received },
+    };
+    snapshot.edges = vec![
+        edge(end("web-1", 'a'), end("db", 'c'), count(10), count(9)),
+        edge(end("db", 'c'), end("web-1", 'a'), count(7), count(7)),
+        edge(outside.clone(), end(HOSTILE, 'f'), None, count(3)),
+        edge(end(HOSTILE, 'f'), outside, count(2), None),
+    ];
     snapshot.engines = vec![
         EngineStatus {
             name: "docker".into(),
@@ -208,6 +235,7 @@ pub fn snapshot() -> Snapshot {
         unattributed_interfaces: 1,
         degraded: vec![("btf".into(), "no /sys/kernel/btf/vmlinux".into())],
         attach_latency: Latency::default(),
+        flows: Some(FlowHealth { listed: 3, unlisted: 1, ..FlowHealth::default() }),
     };
     for us in [80, 300, 400, 2_000_000] {
         snapshot.agent.attach_latency.observe(Duration::from_micros(us));

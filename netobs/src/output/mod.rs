@@ -4,6 +4,7 @@ pub mod csv;
 pub mod filter;
 #[cfg(test)]
 mod fixture;
+pub mod flows;
 pub mod format;
 pub mod json;
 pub mod problems;

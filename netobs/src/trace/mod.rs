@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use tokio::{sync::oneshot, time::MissedTickBehavior};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, Config},
     cli::{TraceArgs, TraceOutput},
     ebpf::{PacketFilter, TraceOptions, Tracer},
     model::{Book, InterfaceKey, Point, TraceCounts},
@@ -124,7 +124,7 @@ async fn trace(
     let limits = Limits { packets: args.count, bytes: args.max_bytes, snaplen: options.snaplen };
     let names = Names::default();
     let reader = Reader::new(ring, writer, BufWriter::new(out), names.clone(), limits)?;
-    let mut agent = observe::follow(&args.find, GRACE, None, tracer.clone())?;
+    let mut agent = observe::follow(&args.find, Config::new(GRACE), tracer.clone())?;
     let mut session = Session { tracer, names, selection, seen: BTreeMap::new(), lost: 0 };
     agent.settle(observe::SETTLE).await;
     session.refresh(&agent);

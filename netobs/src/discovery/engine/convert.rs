@@ -1,12 +1,16 @@
 //! From the Engine API's answers to the model's types. Whatever is missing in an answer stays empty.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use bollard::models::{
     ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings,
     Network, PortMap,
 };
 
+use super::libpod;
 use crate::model::{
     Compose, ContainerInfo, ContainerState, Endpoint, NetworkInfo, Protocol, PublishedPort, Subnet,
 };
@@ -25,6 +29,16 @@ pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<Conta
     let mut endpoints: Vec<Endpoint> =
         networks.into_iter().map(|(name, settings)| endpoint(name, settings)).collect();
     endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+    let mut published = published(settings.ports.unwrap_or_default());
+    let network_mode = match answer.host_config.and_then(|config| config.network_mode).as_deref() {
+        Some("default") => "bridge".to_owned(),
+        mode => text(mode.unwrap_or_default()),
+    };
+    // Podman repeats the owner's with each member of its namespace.
+    if network_mode.starts_with("container:") {
+        endpoints.clear();
+        published.clear();
+    }
     let state = answer.state.unwrap_or_default();
     Some(ContainerInfo {
         id: answer.id.filter(|id| !id.is_empty())?,
@@ -34,12 +48,9 @@ pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<Conta
         engine: engine.to_owned(),
         pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
         compose: compose(&config.labels.unwrap_or_default()),
-        network_mode: match answer.host_config.and_then(|config| config.network_mode).as_deref() {
-            Some("default") => "bridge".to_owned(),
-            mode => text(mode.unwrap_or_default()),
-        },
+        network_mode,
         endpoints,
-        published: published(settings.ports.unwrap_or_default()),
+        published,
     })
 }
 
@@ -79,18 +90,58 @@ pub fn from_event(engine: &str, id: &str, attributes: &HashMap<String, String>) 
     }
 }
 
+/// Gives a container's endpoints the IDs of their networks where the engine says the name (Podman does).
+/// Whether all are known.
+pub fn find_networks(info: &mut ContainerInfo, networks: &[NetworkInfo]) -> bool {
+    let mut all_known = true;
+    for endpoint in &mut info.endpoints {
+        if networks.iter().any(|network| network.id == endpoint.network_id) {
+            continue;
+        }
+        match networks.iter().find(|network| network.name == endpoint.network) {
+            Some(network) => endpoint.network_id.clone_from(&network.id),
+            None => all_known = false,
+        }
+    }
+    all_known
+}
+
+/// `GET /libpod/networks/json`; `on_host`: its bridges are the host's.
+pub fn of_podman(engine: &str, answer: libpod::Network, on_host: bool) -> Option<NetworkInfo> {
+    let named = Some(answer.network_interface).filter(|name| !name.is_empty());
+    let (bridge, parent) = if answer.driver == "bridge" { (named, None) } else { (None, named) };
+    let mut options: BTreeMap<String, String> =
+        answer.options.iter().map(|(key, value)| (text(key), text(value))).collect();
+    options.extend(parent.map(|parent| ("parent".to_owned(), text(&parent))));
+    Some(NetworkInfo {
+        id: Some(answer.id).filter(|id| !id.is_empty())?,
+        name: text(&answer.name),
+        driver: text(&answer.driver),
+        engine: engine.to_owned(),
+        bridge: bridge.filter(|_| on_host),
+        internal: answer.internal,
+        subnets: answer
+            .subnets
+            .into_iter()
+            .map(|one| Subnet { subnet: one.subnet, gateway: one.gateway })
+            .collect(),
+        options,
+    })
+}
+
 /// `GET /networks`
 pub fn network(engine: &str, answer: Network) -> Option<NetworkInfo> {
     let id = answer.id.filter(|id| !id.is_empty())?;
     let driver = answer.driver.unwrap_or_default();
     let options = answer.options.unwrap_or_default();
-    let bridge = options
-        .get("com.docker.network.bridge.name")
-        .filter(|name| !name.is_empty())
-        .cloned()
-        .or_else(|| {
-            (driver == "bridge" && engine == "docker").then(|| format!("br-{}", prefix(&id, BRIDGE_ID_LEN)))
-        });
+    let bridge =
+        options.get("com.docker.network.bridge.name").filter(|name| !name.is_empty()).cloned().or_else(
+            || {
+                // Podman counts its bridges.
+                (driver == "bridge" && !engine.starts_with("podman"))
+                    .then(|| format!("br-{}", prefix(&id, BRIDGE_ID_LEN)))
+            },
+        );
     let subnets = answer
         .ipam
         .and_then(|ipam| ipam.config)
@@ -223,6 +274,55 @@ mod tests {
         assert_eq!(bridge(unnamed, "podman"), None);
         let host = serde_json::json!({"Id": id, "Name": "host", "Driver": "host"});
         assert_eq!(bridge(host, "docker"), None);
+    }
+
+    #[test]
+    fn networks_of_podman() {
+        let network = |json: serde_json::Value, on_host| {
+            let answer = serde_json::from_value(json).expect("an answer");
+            of_podman("podman", answer, on_host).expect("a network")
+        };
+        let id = "8e".repeat(32);
+        let named = |driver: &str| {
+            serde_json::json!({"name": "shop", "id": id, "driver": driver, "network_interface": "podman1",
+                "subnets": [{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}, {"subnet": "fd00::/64"}],
+                "internal": false, "options": {"isolate": "true"}})
+        };
+        let shop = network(named("bridge"), true);
+        assert_eq!(shop.bridge.as_deref(), Some("podman1"));
+        assert_eq!(shop.options, BTreeMap::from([("isolate".to_owned(), "true".to_owned())]));
+        assert_eq!((shop.subnets.len(), shop.subnets[1].gateway.as_deref()), (2, None));
+        assert_eq!(network(named("bridge"), false).bridge, None, "a user's bridges are not the host's");
+        let macvlan = network(named("macvlan"), true);
+        assert_eq!(macvlan.bridge, None);
+        assert_eq!(macvlan.options.get("parent").map(String::as_str), Some("podman1"));
+        let bare = serde_json::json!({"name": "bare", "id": id, "driver": "bridge"});
+        assert_eq!(network(bare, true).bridge, None);
+
+        let on = |network: &str, id: &str| Endpoint {
+            network: network.into(),
+            network_id: id.into(),
+            ..Endpoint::default()
+        };
+        let mut info =
+            ContainerInfo { endpoints: vec![on("shop", "shop"), on("x", &id)], ..ContainerInfo::default() };
+        assert!(find_networks(&mut info, std::slice::from_ref(&shop)));
+        assert_eq!(info.endpoints[0].network_id, shop.id, "Podman says the name");
+        info.endpoints.push(on("new", "new"));
+        assert!(!find_networks(&mut info, &[shop]));
+    }
+
+    #[test]
+    fn members_of_a_pod_have_what_its_owner_has() {
+        let answer = serde_json::from_value(serde_json::json!({
+            "Id": "ab".repeat(32), "State": {"Status": "running", "Pid": 1},
+            "HostConfig": {"NetworkMode": format!("container:{}", "cd".repeat(32))},
+            "NetworkSettings": {"Networks": {"podman": {"NetworkID": "podman", "IPAddress": "10.88.0.2"}},
+                "Ports": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}}
+        }))
+        .expect("an answer");
+        let info = container("podman", answer).expect("a container");
+        assert!(info.endpoints.is_empty() && info.published.is_empty(), "{info:?}");
     }
 
     #[test]

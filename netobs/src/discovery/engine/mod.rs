@@ -2,6 +2,9 @@
 //! Only `GET` requests.
 
 mod convert;
+mod libpod;
+mod names;
 mod task;
 
-pub use task::{EngineTask, default_sockets};
+pub use names::{default_tasks, tasks};
+pub use task::EngineTask;

@@ -3,13 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
 use bollard::{
-    API_DEFAULT_VERSION, Docker,
-    errors::Error,
+    API_DEFAULT_VERSION, ClientVersion, Docker,
     models::{ContainerInspectResponse, EventMessage, EventMessageTypeEnum},
     query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions},
 };
@@ -18,16 +17,21 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, FuturesUnordered},
 };
-use tokio::{net::UnixStream, sync::mpsc, time::sleep};
+use tokio::{
+    net::UnixStream,
+    sync::mpsc,
+    time::{Instant, interval_at, sleep},
+};
 
-use super::convert;
-use crate::model::{ContainerInfo, ContainerState, EngineStatus, Update};
-
-const DOCKER_SOCKET: &str = "/var/run/docker.sock";
-const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
+use super::{
+    convert,
+    libpod::Libpod,
+    names::{Kind, Names},
+};
+use crate::model::{ContainerInfo, ContainerState, EngineStatus, NetworkInfo, Update};
 
 /// An answer that takes longer is none.
-const REQUEST_TIMEOUT_SECONDS: u64 = 10;
+pub const REQUEST_TIMEOUT_SECONDS: u64 = 10;
 
 /// Between two attempts to connect, growing.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -36,33 +40,38 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 /// Containers that are inspected at a time.
 const INSPECT_AT_ONCE: usize = 8;
 
+/// How often Podman is asked for its networks: it has no events for those that are made and removed.
+const NETWORKS_PAUSE: Duration = Duration::from_secs(5);
+
 /// An engine to follow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct EngineTask {
-    /// `docker` or `podman`; what containers and status lines are labelled with.
+    /// What containers and status lines are labelled with: its kind, as its socket's path has it until it
+    /// answers.
     pub name: String,
     pub socket: PathBuf,
+    pub(super) names: Names,
 }
 
 /// The main loop has ended: nobody listens any more.
 struct Closed;
 
-/// `$DOCKER_HOST` if it is a local socket, else Docker's usual one; and Podman's, where there is one.
-pub fn default_sockets() -> Vec<EngineTask> {
-    let task = |name: &str, socket: &str| EngineTask { name: name.to_owned(), socket: socket.into() };
-    let configured = std::env::var("DOCKER_HOST").unwrap_or_default();
-    let docker = configured.strip_prefix("unix://").filter(|path| path.starts_with('/'));
-    let mut tasks = vec![task("docker", docker.unwrap_or(DOCKER_SOCKET))];
-    if Path::new(PODMAN_SOCKET).exists() {
-        tasks.push(task("podman", PODMAN_SOCKET));
-    }
-    tasks
-}
-
 impl EngineTask {
+    /// Tells it from other engines, whatever it is called.
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
     /// Follows the engine until nobody listens. It may come, go and restart at any time.
     pub async fn run(self, updates: mpsc::Sender<Update>) {
-        let mut follower = Follower { task: self, updates, status: None, known: BTreeMap::new() };
+        let mut follower = Follower {
+            task: self,
+            updates,
+            status: None,
+            libpod: None,
+            known: BTreeMap::new(),
+            networks: Vec::new(),
+        };
         let mut pause = RETRY_FIRST;
         loop {
             let was_connected = match follower.follow().await {
@@ -80,25 +89,26 @@ struct Follower {
     updates: mpsc::Sender<Update>,
     /// Last told.
     status: Option<EngineStatus>,
+    /// Podman's own API, where the engine has it.
+    libpod: Option<Libpod>,
     /// Containers as last told; bounded by what the engine has.
     known: BTreeMap<String, ContainerInfo>,
+    /// As last told.
+    networks: Vec<NetworkInfo>,
 }
 
 impl Follower {
     /// One connection, from beginning to end. Whether there was one.
     async fn follow(&mut self) -> Result<bool, Closed> {
-        let docker = match self.connect().await {
-            Ok(docker) => docker,
+        let (docker, version) = match self.connect().await {
+            Ok(connected) => connected,
             Err(problem) => return self.disconnected(problem).await.map(|()| false),
-        };
-        let version = match docker.version().await {
-            Ok(answer) => answer.version,
-            Err(error) => return self.disconnected(error.to_string()).await.map(|()| false),
         };
         // Before listing, so that nothing falls between. The request is sent at the first poll.
         let mut events = Box::pin(docker.events(Some(EventsOptions::default())));
         let mut early = Vec::new();
-        let mut listing = Box::pin(list(&self.task.name, &docker));
+        let (engine, libpod) = (self.task.name.clone(), self.libpod.clone());
+        let mut listing = Box::pin(list(&engine, &docker, libpod.as_ref()));
         let listed = loop {
             tokio::select! {
                 biased;
@@ -107,7 +117,7 @@ impl Follower {
                     Some(Err(error)) => break Err(error.to_string()),
                     None => break Err("the engine ended the stream of events".to_owned()),
                 },
-                listed = &mut listing => break listed.map_err(|error| error.to_string()),
+                listed = &mut listing => break listed,
             }
         };
         drop(listing);
@@ -117,16 +127,18 @@ impl Follower {
         };
         self.status(true, version, None).await?;
         self.known = containers.iter().map(|info| (info.id.clone(), info.clone())).collect();
-        let engine = self.task.name.clone();
+        self.networks.clone_from(&networks);
         self.tell(Update::Networks { engine: engine.clone(), networks }).await?;
         self.tell(Update::Containers { engine, containers }).await?;
+        let mut look_again = interval_at(Instant::now() + NETWORKS_PAUSE, NETWORKS_PAUSE);
         let mut inspections = Inspections::new(docker.clone());
         for event in early {
             self.event(&docker, event, &mut inspections).await?;
         }
         loop {
             tokio::select! {
-                Some((id, answer)) = inspections.next() => self.inspected(&id, answer).await?,
+                Some((id, answer)) = inspections.next() => self.inspected(&docker, &id, answer).await?,
+                _ = look_again.tick(), if self.libpod.is_some() => self.list_networks(&docker).await?,
                 event = events.next() => match event {
                     Some(Ok(event)) => self.event(&docker, event, &mut inspections).await?,
                     Some(Err(error)) => {
@@ -143,8 +155,8 @@ impl Follower {
         }
     }
 
-    /// A client for an engine that is there, or what to do.
-    async fn connect(&self) -> Result<Docker, String> {
+    /// A client for an engine that is there and its version, or what to do.
+    async fn connect(&mut self) -> Result<(Docker, Option<String>), String> {
         let socket = &self.task.socket;
         // The client would only say that it could not; the system says why.
         UnixStream::connect(socket).await.map_err(|error| match error.kind() {
@@ -155,9 +167,21 @@ impl Follower {
             _ => format!("{}: {error}", socket.display()),
         })?;
         let path = socket.to_str().ok_or_else(|| "the socket's path is not UTF-8".to_owned())?;
-        let docker = Docker::connect_with_unix(path, REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION)
-            .map_err(|error| error.to_string())?;
-        docker.negotiate_version().await.map_err(|error| format!("{}: {error}", socket.display()))
+        self.libpod = Libpod::find(socket).await.map_err(|error| format!("{}: {error}", socket.display()))?;
+        let kind = if self.libpod.is_some() { Kind::Podman } else { Kind::Docker };
+        self.task.name = self.task.names.of(socket, kind);
+        let client = |version: &ClientVersion| {
+            Docker::connect_with_unix(path, REQUEST_TIMEOUT_SECONDS, version)
+                .map_err(|error| error.to_string())
+        };
+        if let Some(libpod) = &self.libpod {
+            let docker = client(libpod.docker_api.as_ref().unwrap_or(API_DEFAULT_VERSION))?;
+            return Ok((docker, Some(libpod.version.clone())));
+        }
+        let docker = client(API_DEFAULT_VERSION)?.negotiate_version().await;
+        let docker = docker.map_err(|error| format!("{}: {error}", socket.display()))?;
+        let version = docker.version().await.map_err(|error| error.to_string())?.version;
+        Ok((docker, version))
     }
 
     /// Tells what the event itself says, and has the container asked for beside further events: a hundred
@@ -193,10 +217,13 @@ impl Follower {
                 _ => Ok(()),
             },
             Some(EventMessageTypeEnum::NETWORK) => match action.as_str() {
-                "create" | "destroy" | "remove" => self.networks(docker).await,
+                "create" | "destroy" | "remove" => self.list_networks(docker).await,
                 "connect" | "disconnect" => {
-                    let container = attributes.get("container").filter(|id| self.known.contains_key(*id));
-                    container.into_iter().for_each(|id| inspections.ask(id.clone()));
+                    // With Docker the network is who acts, with Podman the container.
+                    let container = attributes.get("container").unwrap_or(&id);
+                    if self.known.contains_key(container) {
+                        inspections.ask(container.clone());
+                    }
                     Ok(())
                 }
                 _ => Ok(()),
@@ -206,9 +233,20 @@ impl Follower {
     }
 
     /// Takes in what the engine says of one container; if it is gone, what was known must do.
-    async fn inspected(&mut self, id: &str, answer: Option<ContainerInspectResponse>) -> Result<(), Closed> {
+    async fn inspected(
+        &mut self,
+        docker: &Docker,
+        id: &str,
+        answer: Option<ContainerInspectResponse>,
+    ) -> Result<(), Closed> {
         match answer.and_then(|answer| convert::container(&self.task.name, answer)) {
-            Some(info) if self.known.contains_key(id) => self.know(info).await,
+            Some(mut info) if self.known.contains_key(id) => {
+                if self.libpod.is_some() && !convert::find_networks(&mut info, &self.networks) {
+                    self.list_networks(docker).await?;
+                    convert::find_networks(&mut info, &self.networks);
+                }
+                self.know(info).await
+            }
             _ => Ok(()),
         }
     }
@@ -228,11 +266,14 @@ impl Follower {
         self.tell(Update::Container(info)).await
     }
 
-    async fn networks(&mut self, docker: &Docker) -> Result<(), Closed> {
-        // A failure shows in the event stream too, and everything is listed anew then.
-        let Ok(answer) = docker.list_networks(None::<ListNetworksOptions>).await else { return Ok(()) };
+    async fn list_networks(&mut self, docker: &Docker) -> Result<(), Closed> {
         let engine = self.task.name.clone();
-        let networks = answer.into_iter().filter_map(|network| convert::network(&engine, network)).collect();
+        // A failure shows in the event stream too, and everything is listed anew then.
+        let Ok(networks) = networks(&engine, docker, self.libpod.as_ref()).await else { return Ok(()) };
+        if networks == self.networks {
+            return Ok(());
+        }
+        self.networks.clone_from(&networks);
         self.tell(Update::Networks { engine, networks }).await
     }
 
@@ -249,7 +290,7 @@ impl Follower {
     ) -> Result<(), Closed> {
         let status = EngineStatus {
             name: self.task.name.clone(),
-            endpoint: format!("unix://{}", self.task.socket.display()),
+            endpoint: self.task.endpoint(),
             connected,
             version,
             problem,
@@ -331,17 +372,34 @@ impl Inspections {
 async fn list(
     engine: &str,
     docker: &Docker,
-) -> Result<(Vec<crate::model::NetworkInfo>, Vec<ContainerInfo>), Error> {
-    let networks = docker.list_networks(None::<ListNetworksOptions>).await?;
-    let networks = networks.into_iter().filter_map(|network| convert::network(engine, network)).collect();
+    libpod: Option<&Libpod>,
+) -> Result<(Vec<NetworkInfo>, Vec<ContainerInfo>), String> {
+    let networks = networks(engine, docker, libpod).await?;
     let all = ListContainersOptions { all: true, ..ListContainersOptions::default() };
-    let ids = docker.list_containers(Some(all)).await?.into_iter().filter_map(|container| container.id);
-    let containers = stream::iter(ids)
+    let ids = docker.list_containers(Some(all)).await.map_err(|error| error.to_string())?;
+    let ids = ids.into_iter().filter_map(|container| container.id);
+    let mut containers: Vec<ContainerInfo> = stream::iter(ids)
         .map(|id| async move { docker.inspect_container(&id, None::<InspectContainerOptions>).await })
         .buffer_unordered(INSPECT_AT_ONCE)
         // One that was removed since it was listed is not there any more.
         .filter_map(|answer| async move { convert::container(engine, answer.ok()?) })
         .collect()
         .await;
+    for info in &mut containers {
+        convert::find_networks(info, &networks);
+    }
     Ok((networks, containers))
+}
+
+async fn networks(
+    engine: &str,
+    docker: &Docker,
+    libpod: Option<&Libpod>,
+) -> Result<Vec<NetworkInfo>, String> {
+    if let Some(libpod) = libpod.filter(|libpod| libpod.has_networks()) {
+        return libpod.networks(engine).await;
+    }
+    let answer = docker.list_networks(None::<ListNetworksOptions>).await;
+    let networks = answer.map_err(|error| error.to_string())?.into_iter();
+    Ok(networks.filter_map(|network| convert::network(engine, network)).collect())
 }

@@ -51,7 +51,7 @@ const DIRECTIONS: [Direction; 2] = [
 ];
 
 type TrafficField = (&'static str, &'static str, fn(&Traffic) -> u64);
-const FIELDS: [TrafficField; 5] = [
+const FIELDS: [TrafficField; 7] = [
     ("packets", "Packets {} by the container, as the network stack counts them", |t| t.packets),
     (
         "bytes",
@@ -64,6 +64,12 @@ const FIELDS: [TrafficField; 5] = [
     ("truncated_packets", "Packets {} by the container that ended inside a header that was needed", |t| {
         t.truncated
     }),
+    (
+        "unflowed_packets",
+        "IP packets {} by the container that are in no flow: no room, or a cut header",
+        |t| t.unflowed.packets,
+    ),
+    ("unflowed_bytes", "Bytes of IP packets {} by the container that are in no flow", |t| t.unflowed.bytes),
 ];
 
 type DropsField = (&'static str, &'static str, fn(&Drops) -> u64);

@@ -5,6 +5,7 @@
 mod cadvisor;
 mod containers;
 mod exposition;
+mod flows;
 mod host;
 mod published;
 
@@ -46,6 +47,7 @@ pub fn encode_cadvisor(snapshot: &Snapshot) -> Result<String, Error> {
 fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     containers::write(snapshot, out)?;
     published::write(snapshot, out)?;
+    flows::write(snapshot, out)?;
     host::write(snapshot, out)
 }
 

@@ -39,7 +39,7 @@ impl Topology {
             for relation in graph.relations.iter().filter(|one| one.kind == RelationKind::Connected) {
                 on.entry(&relation.to).or_default().insert(&relation.from);
             }
-            isolation(&graph.networks, &on)
+            isolation(&graph.engines, &graph.networks, &on)
         };
         Self { version: VERSION, time: snapshot.time, graph }
     }

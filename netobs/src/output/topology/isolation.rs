@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::graph::{Key, Network};
+use super::graph::{Engine, Key, Network};
 
-/// Podman's option of a bridge network: without it, Podman forwards between its networks.
+/// Podman's option of a bridge network.
 const ISOLATE: &str = "isolate";
 
 /// What a network's containers reach beyond the network.
@@ -81,6 +81,9 @@ pub enum Why {
     HostOnBridge,
     /// Podman keeps networks apart only if asked.
     NotAskedFor,
+    /// Podman lets nothing out of an internal network, and packets of others into it: they come from the
+    /// address that the host has there.
+    IntoInternal,
     /// The kernel passes nothing between a macvlan or ipvlan and the interface that it is made of.
     NotToHost,
     /// Both are on the link of one parent interface.
@@ -99,7 +102,8 @@ impl Why {
             Self::NoNetwork => "no network",
             Self::Internal => "no way out of the host",
             Self::HostOnBridge => "the host has an address on it",
-            Self::NotAskedFor => "the option isolate is not set",
+            Self::NotAskedFor => "the option isolate is not set on both",
+            Self::IntoInternal => "packets get into the internal one, none come out",
             Self::NotToHost => "by the kernel: not to the parent's own host",
             Self::SameParent => "same parent interface",
             Self::Outside => "as the network outside decides",
@@ -109,24 +113,30 @@ impl Why {
 }
 
 /// Each pair of networks of one engine, in the order of `networks`. `on`: the containers of each network.
-pub fn isolation(networks: &[Network], on: &BTreeMap<&Key, BTreeSet<&Key>>) -> Vec<Between> {
+pub fn isolation(
+    engines: &[Engine],
+    networks: &[Network],
+    on: &BTreeMap<&Key, BTreeSet<&Key>>,
+) -> Vec<Between> {
     let nobody = BTreeSet::new();
     let mut pairs = Vec::new();
     for (at, a) in networks.iter().enumerate() {
         let on_a = on.get(&a.key).unwrap_or(&nobody);
+        let engine = engines.iter().find(|engine| engine.name == a.engine);
+        let version = engine.and_then(|engine| engine.version.as_deref());
         for b in networks[at + 1..].iter().filter(|b| b.engine == a.engine) {
             let on_b = on.get(&b.key).unwrap_or(&nobody);
             let joined_by: Vec<Key> = on_a.intersection(on_b).map(|key| (*key).clone()).collect();
             let (isolated, why) =
-                if joined_by.is_empty() { between(a, b) } else { (Some(false), Why::Joined) };
+                if joined_by.is_empty() { between(a, b, version) } else { (Some(false), Why::Joined) };
             pairs.push(Between { a: a.key.clone(), b: b.key.clone(), isolated, why, joined_by });
         }
     }
     pairs
 }
 
-/// Two networks without a container on both.
-fn between(a: &Network, b: &Network) -> (Option<bool>, Why) {
+/// Two networks without a container on both; `version` is their engine's.
+fn between(a: &Network, b: &Network, version: Option<&str>) -> (Option<bool>, Why) {
     let either = |what: &dyn Fn(&Network) -> bool| what(a) || what(b);
     let both = |what: &dyn Fn(&Network) -> bool| what(a) && what(b);
     let is_bridge = |network: &Network| network.driver == "bridge";
@@ -142,7 +152,7 @@ fn between(a: &Network, b: &Network) -> (Option<bool>, Why) {
             (None, Why::Driver)
         }
     } else if both(&is_bridge) {
-        bridges(a, b)
+        bridges(a, b, version)
     } else if either(&|network| network.reach == Reach::Internal) {
         (Some(true), Why::Internal)
     } else if both(&has_parent) && a.parent.is_some() && a.parent == b.parent {
@@ -154,19 +164,33 @@ fn between(a: &Network, b: &Network) -> (Option<bool>, Why) {
     }
 }
 
-fn bridges(a: &Network, b: &Network) -> (Option<bool>, Why) {
-    let option = |network: &Network| network.options.get(ISOLATE).cloned().unwrap_or_default();
-    let (of_a, of_b) = (option(a), option(b));
-    match a.engine.as_str() {
-        "podman" if of_a == "strict" || of_b == "strict" || (of_a == "true" && of_b == "true") => {
-            (Some(true), Why::EngineRule)
-        }
-        "podman" if a.internal || b.internal => (Some(true), Why::Internal),
-        "podman" => (Some(false), Why::NotAskedFor),
-        "docker" => (Some(true), Why::EngineRule),
+fn bridges(a: &Network, b: &Network, version: Option<&str>) -> (Option<bool>, Why) {
+    // The second engine of a kind is called `docker-2`.
+    match a.engine.split('-').next() {
+        Some("podman") => bridges_of_podman(a, b, version),
+        Some("docker") => (Some(true), Why::EngineRule),
         // Made by hand: nobody is known who would keep them apart.
         _ => (None, Why::Driver),
     }
+}
+
+fn bridges_of_podman(a: &Network, b: &Network, version: Option<&str>) -> (Option<bool>, Why) {
+    let isolates = [a, b].map(|network| network.options.get(ISOLATE).map(String::as_str));
+    let isolates = isolates.map(|isolate| isolate.or_else(|| default_isolate(version?)));
+    match (a.internal, b.internal) {
+        _ if isolates.contains(&Some("strict")) => (Some(true), Why::EngineRule),
+        (true, true) => (Some(true), Why::Internal),
+        _ if isolates.contains(&None) => (None, Why::Driver),
+        // Whatever the options: Podman's filter has no rules for internal networks.
+        (true, false) | (false, true) => (Some(false), Why::IntoInternal),
+        (false, false) if isolates == [Some("true"); 2] => (Some(true), Why::EngineRule),
+        (false, false) => (Some(false), Why::NotAskedFor),
+    }
+}
+
+/// What a network without the option is, as far as known: Podman 4 and 5 forward, later ones need not.
+fn default_isolate(version: &str) -> Option<&'static str> {
+    matches!(version.split('.').next(), Some("4" | "5")).then_some("false")
 }
 
 #[cfg(test)]
@@ -231,17 +255,52 @@ mod tests {
             ),
             (with_parent("m", "macvlan", "eth0"), with_parent("i", "macvlan", "eth1"), None, Why::Outside),
             (docker("a", "bridge"), docker("o", "overlay"), None, Why::Driver),
-            (
-                network("podman", "a", "bridge"),
-                network("podman", "b", "bridge"),
-                Some(false),
-                Why::NotAskedFor,
-            ),
+            (docker("a", "bridge"), network("docker-2", "b", "bridge"), Some(true), Why::EngineRule),
+            (network("demo", "a", "bridge"), network("demo", "b", "bridge"), None, Why::Driver),
         ];
         for (a, b, isolated, why) in cases {
             for (a, b) in [(&a, &b), (&b, &a)] {
-                assert_eq!(between(a, b), (isolated, why), "{} {}", a.driver, b.driver);
+                assert_eq!(between(a, b, None), (isolated, why), "{} {}", a.driver, b.driver);
             }
+        }
+    }
+
+    #[test]
+    fn bridges_of_podman_by_their_options() {
+        let podman = |isolate: &str, internal: bool| {
+            let options = Some(isolate).filter(|isolate| !isolate.is_empty());
+            Network {
+                internal,
+                reach: Reach::of("bridge", internal),
+                options: options.into_iter().map(|value| (ISOLATE.to_owned(), value.to_owned())).collect(),
+                ..network("podman", "a", "bridge")
+            }
+        };
+        for (a, b, isolated, why) in [
+            (podman("", false), podman("", false), false, Why::NotAskedFor),
+            (podman("true", false), podman("", false), false, Why::NotAskedFor),
+            (podman("true", false), podman("false", false), false, Why::NotAskedFor),
+            (podman("true", false), podman("true", false), true, Why::EngineRule),
+            (podman("strict", false), podman("", false), true, Why::EngineRule),
+            (podman("", true), podman("", false), false, Why::IntoInternal),
+            (podman("true", true), podman("true", false), false, Why::IntoInternal),
+            (podman("", true), podman("", true), true, Why::Internal),
+        ] {
+            for (a, b) in [(&a, &b), (&b, &a)] {
+                let said = between(a, b, Some("4.3.1"));
+                assert_eq!(said, (Some(isolated), why), "{:?} {:?}", a.options, b.options);
+            }
+        }
+        // A later Podman has another default, and of one that does not answer it is not known.
+        for version in [Some("6.0.0"), None] {
+            let between = |a, b| between(&a, &b, version);
+            assert_eq!(between(podman("", false), podman("", false)), (None, Why::Driver));
+            assert_eq!(between(podman("", true), podman("", false)), (None, Why::Driver));
+            assert_eq!(between(podman("true", false), podman("true", false)), (Some(true), Why::EngineRule));
+            assert_eq!(
+                between(podman("true", false), podman("false", false)),
+                (Some(false), Why::NotAskedFor)
+            );
         }
     }
 
@@ -250,7 +309,7 @@ mod tests {
         let networks = [docker("a", "bridge"), docker("b", "bridge"), network("podman", "c", "bridge")];
         let both = Key::container("both");
         let on = networks[..2].iter().map(|network| (&network.key, BTreeSet::from([&both]))).collect();
-        let pairs = isolation(&networks, &on);
+        let pairs = isolation(&[], &networks, &on);
         assert_eq!(pairs.len(), 1, "{pairs:?}");
         assert_eq!((pairs[0].isolated, pairs[0].why), (Some(false), Why::Joined));
         assert_eq!(pairs[0].joined_by, std::slice::from_ref(&both));

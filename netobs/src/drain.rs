@@ -1,0 +1,56 @@
+//! A thread that reads flows from time to time and takes back what is idle, whatever else the process is
+//! busy with.
+
+use std::{
+    io,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    attacher::{Shared, lock},
+    ebpf,
+    model::Update,
+};
+
+/// The running thread; ends when dropped.
+pub struct Drain {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drain {
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start(observer: Shared, updates: mpsc::Sender<Update>, interval: Duration) -> io::Result<Self> {
+        let (stop, stopped) = channel();
+        let thread = std::thread::Builder::new()
+            .name("netobs-flows".to_owned())
+            .spawn(move || run(&observer, &updates, interval, &stopped))?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(observer: &Shared, updates: &mpsc::Sender<Update>, interval: Duration, stopped: &Receiver<()>) {
+    while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+        lock(observer).begin_flows();
+        // Not under the lock: it takes some ten milliseconds.
+        ebpf::wait_for_programs();
+        let records = lock(observer).finish_flows();
+        // Nobody listens any more only when the process is ending.
+        let _ = updates.blocking_send(Update::Flows(records));
+    }
+}

@@ -1,0 +1,230 @@
+//! Flows as people talk of them: one line for a conversation, whichever ends of it are observed.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Instant, SystemTime},
+};
+
+use serde::Serialize;
+
+use super::{
+    class::{Class, Peer},
+    edge::EdgeCount,
+    flow::{End, Flow, FlowId, Known},
+    fold::protocol_name,
+    snapshot::unix_seconds,
+    state::State,
+    update::{FlowCount, FlowEnd},
+};
+
+/// Version of the JSON form: raised when a field is removed or changes its meaning.
+pub const VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Conversations {
+    pub version: u32,
+    /// Seconds since the epoch.
+    #[serde(serialize_with = "unix_seconds")]
+    pub time: SystemTime,
+    /// Most bytes first.
+    pub flows: Vec<Conversation>,
+    /// How many there are beside these.
+    pub more: usize,
+    /// Flows that were not listed since the start, as there were too many at a time.
+    pub unlisted: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Conversation {
+    /// Who began it: sent the SYN, or the first packet that was seen.
+    pub client: ConversationEnd,
+    pub server: ConversationEnd,
+    /// `tcp`, `udp`, `icmp`, …, or the IANA number.
+    pub protocol: String,
+    /// Of ICMP and ICMPv6: type (of an echo: the request's), code, identifier of an echo.
+    pub icmp: Option<Icmp>,
+    /// Of the container that is observed, the client's where both are. None: not known yet.
+    pub class: Option<Class>,
+    pub network: Option<String>,
+    pub state: End,
+    /// Seconds since the epoch, good to some milliseconds.
+    #[serde(serialize_with = "unix_seconds")]
+    pub first: SystemTime,
+    #[serde(serialize_with = "unix_seconds")]
+    pub last: SystemTime,
+    /// TCP flags seen from each end, like `SYN,ACK,FIN`.
+    pub client_flags: String,
+    pub server_flags: String,
+    pub to_server: EdgeCount,
+    pub to_client: EdgeCount,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConversationEnd {
+    /// Name and ID where it is a container.
+    pub container: Option<String>,
+    pub id: Option<String>,
+    pub address: IpAddr,
+    /// None where the protocol has no ports.
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Icmp {
+    #[serde(rename = "type")]
+    pub kind: u8,
+    pub code: u8,
+    pub id: u16,
+}
+
+impl Conversation {
+    /// Whether one of the ends is a container, by name or the beginning of its ID.
+    pub fn is_of(&self, container: &str) -> bool {
+        [&self.client, &self.server].into_iter().any(|end| {
+            end.container.as_deref() == Some(container)
+                || end.id.as_ref().is_some_and(|id| id.starts_with(container))
+        })
+    }
+
+    /// Both ways, each packet once.
+    pub fn bytes(&self) -> u64 {
+        self.to_server.once().bytes + self.to_client.once().bytes
+    }
+}
+
+impl State {
+    /// The conversations that now are, and those that ended within the idle time. Of those that `keep` keeps,
+    /// at most `limit`.
+    pub fn conversations(
+        &self,
+        now: Instant,
+        time: SystemTime,
+        keep: impl Fn(&Conversation) -> bool,
+        limit: usize,
+    ) -> Conversations {
+        let by_container: HashMap<_, (&FlowId, &Flow)> = self
+            .flows
+            .flows
+            .iter()
+            .filter_map(|(id, flow)| {
+                let container = flow.known.as_ref()?.container.as_str();
+                Some(((container, id.local, id.remote, id.protocol), (id, flow)))
+            })
+            .collect();
+        let mut flows = Vec::new();
+        for (id, flow) in &self.flows.flows {
+            let other = flow.known.as_ref().and_then(|known| {
+                let Peer::Container(peer) = &known.peer else { return None };
+                let (local, remote) =
+                    if is_icmp(id.protocol) { icmp_ends(id) } else { (id.remote, id.local) };
+                let (other, found) = by_container.get(&(peer.as_str(), local, remote, id.protocol))?;
+                let back = Peer::Container(known.container.clone());
+                (found.known.as_ref()?.peer == back).then_some((*other, *found))
+            });
+            // Told by its client's end, where both are there.
+            if other.is_some() && !is_first((id, flow), other) {
+                continue;
+            }
+            let conversation = self.conversation((id, flow), other, now, time);
+            if keep(&conversation) {
+                flows.push(conversation);
+            }
+        }
+        flows.sort_by(|a, b| b.bytes().cmp(&a.bytes()).then_with(|| a.first.cmp(&b.first)));
+        let more = flows.len().saturating_sub(limit);
+        flows.truncate(limit);
+        Conversations { version: VERSION, time, flows, more, unlisted: self.flows.unlisted }
+    }
+
+    /// As one end has it, with the counts of the other where that is observed.
+    fn conversation(
+        &self,
+        (id, flow): (&FlowId, &Flow),
+        other: Option<(&FlowId, &Flow)>,
+        now: Instant,
+        time: SystemTime,
+    ) -> Conversation {
+        let known = flow.known.as_ref();
+        let of_other = other.map(|(_, flow)| flow);
+        // An end that is observed and has no such flow has neither sent nor received any of it.
+        let none = || known.filter(|known| self.observes(&known.peer)).map(|_| FlowCount::default());
+        let received = of_other.map(|other| other.rx).or_else(none);
+        let sent = of_other.map(|other| other.tx).or_else(none);
+        let from_here = EdgeCount { sent: Some(flow.tx), received };
+        let to_here = EdgeCount { sent, received: Some(flow.rx) };
+        let is_client = known.map_or_else(|| flow.tx.packets >= flow.rx.packets, |known| known.client);
+        let here = self.end(known.map(|known| known.container.as_str()), id.protocol, id.local);
+        let there = self.end(known.and_then(peer), id.protocol, id.remote);
+        let (here_flags, there_flags) = (flags(flow.tx_flags), flags(flow.rx_flags));
+        let wall = |at: Instant| time.checked_sub(now.saturating_duration_since(at)).unwrap_or(time);
+        let [kind, code] = id.remote.port.to_be_bytes();
+        let mut conversation = Conversation {
+            client: here,
+            server: there,
+            protocol: protocol_name(id.protocol),
+            icmp: is_icmp(id.protocol).then_some(Icmp { kind, code, id: id.local.port }),
+            class: known.map(|known| known.class),
+            network: known.and_then(|known| known.network.clone()),
+            state: flow.ended(id, now, self.flows.idle()),
+            first: wall(of_other.map_or(flow.first, |other| other.first.min(flow.first))),
+            last: wall(of_other.map_or(flow.last, |other| other.last.max(flow.last))),
+            client_flags: here_flags,
+            server_flags: there_flags,
+            to_server: from_here,
+            to_client: to_here,
+        };
+        if !is_client {
+            let it = &mut conversation;
+            std::mem::swap(&mut it.client, &mut it.server);
+            std::mem::swap(&mut it.client_flags, &mut it.server_flags);
+            std::mem::swap(&mut it.to_server, &mut it.to_client);
+        }
+        conversation
+    }
+
+    fn end(&self, container: Option<&str>, protocol: u8, end: FlowEnd) -> ConversationEnd {
+        ConversationEnd {
+            container: container.map(|id| self.container_name(id)),
+            id: container.map(str::to_owned),
+            address: end.address,
+            port: matches!(protocol, 6 | 17 | 132).then_some(end.port),
+        }
+    }
+}
+
+fn peer(known: &Known) -> Option<&str> {
+    match &known.peer {
+        Peer::Container(id) => Some(id),
+        Peer::Elsewhere(_) => None,
+    }
+}
+
+/// Of two ends that are observed, which tells of both: the client; the lesser key if both or neither are.
+fn is_first(one: (&FlowId, &Flow), other: Option<(&FlowId, &Flow)>) -> bool {
+    let Some(other) = other else { return true };
+    let is_client = |(_, flow): (&FlowId, &Flow)| flow.known.as_ref().is_some_and(|known| known.client);
+    match (is_client(one), is_client(other)) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => one.0 < other.0,
+    }
+}
+
+const fn is_icmp(protocol: u8) -> bool {
+    matches!(protocol, 1 | 58)
+}
+
+/// The ends as the other end has them: the addresses change places, the message's identifier and type don't.
+const fn icmp_ends(id: &FlowId) -> (FlowEnd, FlowEnd) {
+    (
+        FlowEnd { address: id.remote.address, port: id.local.port },
+        FlowEnd { address: id.local.address, port: id.remote.port },
+    )
+}
+
+fn flags(seen: u8) -> String {
+    const NAMES: [&str; 6] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"];
+    let set = NAMES.iter().enumerate().filter(|(bit, _)| seen >> bit & 1 != 0);
+    set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,66 @@
+//! A row for each conversation, in the columns of [`COLUMNS`].
+
+use std::io::Write;
+
+use crate::model::{
+    FlowCount,
+    conversation::{Conversation, ConversationEnd, Conversations},
+};
+
+type Cell = fn(&Conversation) -> String;
+
+/// Name and content of each column. Only ever appended to. What is not known is empty.
+const COLUMNS: &[(&str, Cell)] = &[
+    ("protocol", |flow| flow.protocol.clone()),
+    ("client", |flow| name(&flow.client)),
+    ("client_id", |flow| flow.client.id.clone().unwrap_or_default()),
+    ("client_address", |flow| flow.client.address.to_string()),
+    ("client_port", |flow| port(&flow.client)),
+    ("server", |flow| name(&flow.server)),
+    ("server_id", |flow| flow.server.id.clone().unwrap_or_default()),
+    ("server_address", |flow| flow.server.address.to_string()),
+    ("server_port", |flow| port(&flow.server)),
+    ("icmp_type", |flow| flow.icmp.map(|icmp| icmp.kind.to_string()).unwrap_or_default()),
+    ("icmp_code", |flow| flow.icmp.map(|icmp| icmp.code.to_string()).unwrap_or_default()),
+    ("class", |flow| flow.class.map_or("", |class| class.name()).to_owned()),
+    ("network", |flow| flow.network.clone().unwrap_or_default()),
+    ("state", |flow| flow.state.name().to_owned()),
+    // Seconds since the epoch.
+    ("first", |flow| seconds(flow.first)),
+    ("last", |flow| seconds(flow.last)),
+    ("to_server_sent_packets", |flow| count(flow.to_server.sent, |count| count.packets)),
+    ("to_server_sent_bytes", |flow| count(flow.to_server.sent, |count| count.bytes)),
+    ("to_server_received_packets", |flow| count(flow.to_server.received, |count| count.packets)),
+    ("to_server_received_bytes", |flow| count(flow.to_server.received, |count| count.bytes)),
+    ("to_client_sent_packets", |flow| count(flow.to_client.sent, |count| count.packets)),
+    ("to_client_sent_bytes", |flow| count(flow.to_client.sent, |count| count.bytes)),
+    ("to_client_received_packets", |flow| count(flow.to_client.received, |count| count.packets)),
+    ("to_client_received_bytes", |flow| count(flow.to_client.received, |count| count.bytes)),
+];
+
+/// With a header.
+pub fn csv(to: &mut impl Write, conversations: &Conversations) -> Result<(), csv::Error> {
+    let mut writer = csv::Writer::from_writer(to);
+    writer.write_record(COLUMNS.iter().map(|(name, _)| name))?;
+    for flow in &conversations.flows {
+        writer.write_record(COLUMNS.iter().map(|(_, cell)| cell(flow)))?;
+    }
+    Ok(writer.flush()?)
+}
+
+fn name(end: &ConversationEnd) -> String {
+    end.container.clone().unwrap_or_default()
+}
+
+fn port(end: &ConversationEnd) -> String {
+    end.port.map(|port| port.to_string()).unwrap_or_default()
+}
+
+fn count(count: Option<FlowCount>, part: fn(FlowCount) -> u64) -> String {
+    count.map(|count| part(count).to_string()).unwrap_or_default()
+}
+
+fn seconds(time: std::time::SystemTime) -> String {
+    let since = time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{:.3}", since.as_secs_f64())
+}

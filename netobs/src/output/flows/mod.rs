@@ -1,0 +1,15 @@
+//! Conversations: as a table, CSV and JSON.
+
+mod csv;
+mod table;
+
+pub use self::{csv::csv, table::table};
+use crate::model::conversation::Conversations;
+
+/// One line of JSON without its end, described by `docs/flows.schema.json`.
+pub fn json(conversations: &Conversations) -> serde_json::Result<String> {
+    serde_json::to_string(conversations)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! A plain table, a conversation a line.
+
+use std::time::SystemTime;
+
+use crate::{
+    model::{
+        conversation::{Conversation, ConversationEnd, Conversations},
+        edge::EdgeCount,
+    },
+    output::format::{bytes, escape, grouped, pad, width},
+};
+
+const HEADER: [&str; 12] = [
+    "CLIENT",
+    "SERVER",
+    "PROTO",
+    "CLASS",
+    "NETWORK",
+    "STATE",
+    "AGE",
+    "PKTS →",
+    "BYTES →",
+    "PKTS ←",
+    "BYTES ←",
+    "LOST",
+];
+/// Columns with text, on the left.
+const TEXT_COLUMNS: usize = 6;
+const GAP: &str = "  ";
+
+/// Lines end in `\n`.
+pub fn table(conversations: &Conversations) -> String {
+    let header = HEADER.map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(header)
+        .chain(conversations.flows.iter().map(|flow| row(flow, conversations.time)))
+        .collect();
+    let widths: [usize; HEADER.len()] =
+        std::array::from_fn(|at| rows.iter().map(|row| width(&row[at])).max().unwrap_or_default());
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().enumerate().map(|(at, cell)| pad(cell, widths[at], at >= TEXT_COLUMNS)).collect();
+        text.push_str(cells.join(GAP).trim_end());
+        text.push('\n');
+    }
+    if conversations.more > 0 {
+        text.push_str(&format!("and {} more; --limit shows them\n", grouped(conversations.more as u64)));
+    }
+    if conversations.unlisted > 0 {
+        let unlisted = grouped(conversations.unlisted);
+        text.push_str(&format!("! {unlisted} flows could not be listed; raise --max-flows\n"));
+    }
+    text
+}
+
+fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
+    let (to_server, to_client) = (flow.to_server.once(), flow.to_client.once());
+    let age = now.duration_since(flow.first).unwrap_or_default();
+    [
+        end(&flow.client),
+        end(&flow.server),
+        match flow.icmp {
+            Some(icmp) => format!("{} {}/{}", flow.protocol, icmp.kind, icmp.code),
+            None => flow.protocol.clone(),
+        },
+        flow.class.map_or("-", |class| class.name()).to_owned(),
+        flow.network.as_deref().map_or_else(|| "-".to_owned(), escape),
+        flow.state.name().to_owned(),
+        format!("{:.1} s", age.as_secs_f64()),
+        grouped(to_server.packets),
+        bytes(to_server.bytes),
+        grouped(to_client.packets),
+        bytes(to_client.bytes),
+        lost(&flow.to_server)
+            .zip(lost(&flow.to_client))
+            .map_or_else(|| "-".to_owned(), |(to_server, to_client)| grouped(to_server + to_client)),
+    ]
+}
+
+/// The name, or else the address; with the port where there is one.
+fn end(end: &ConversationEnd) -> String {
+    let name = match (&end.container, end.address) {
+        (Some(name), _) => escape(name),
+        (None, std::net::IpAddr::V6(address)) if end.port.is_some() => format!("[{address}]"),
+        (None, address) => address.to_string(),
+    };
+    match end.port {
+        Some(port) => format!("{name}:{port}"),
+        None => name,
+    }
+}
+
+/// Packets that one end sent and the other did not receive; none where not both are observed.
+fn lost(count: &EdgeCount) -> Option<u64> {
+    let (sent, received) = count.sent.zip(count.received)?;
+    Some(sent.packets.saturating_sub(received.packets))
+}

@@ -1,0 +1,99 @@
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::{
+    model::{
+        FlowCount,
+        class::Class,
+        conversation::{Conversation, ConversationEnd, Icmp, VERSION},
+        edge::EdgeCount,
+        flow::End,
+    },
+    output::{fixture::HOSTILE, schema},
+};
+
+const SCHEMA: &str = include_str!("../../../../docs/flows.schema.json");
+
+fn conversations() -> Conversations {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
+    let end = |container: Option<&str>, address: &str, port| ConversationEnd {
+        container: container.map(str::to_owned),
+        id: container.map(|_| "f".repeat(64)),
+        address: address.parse().expect("address"),
+        port,
+    };
+    let count = |n| Some(FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n });
+    let tcp = Conversation {
+        client: end(Some(HOSTILE), "172.18.0.2", Some(40_000)),
+        server: end(Some("db"), "172.18.0.3", Some(5432)),
+        protocol: "tcp".into(),
+        icmp: None,
+        class: Some(Class::SameNetwork),
+        network: Some(HOSTILE.into()),
+        state: End::Closed,
+        first: time - Duration::from_millis(1500),
+        last: time - Duration::from_secs(1),
+        client_flags: "FIN,SYN,ACK".into(),
+        server_flags: "FIN,SYN,ACK".into(),
+        to_server: EdgeCount { sent: count(12), received: count(10) },
+        to_client: EdgeCount { sent: count(7), received: count(6) },
+    };
+    let ping = Conversation {
+        client: end(Some("web"), "fd00::2", None),
+        server: end(None, "fd00::9", None),
+        protocol: "icmpv6".into(),
+        icmp: Some(Icmp { kind: 128, code: 0, id: 7 }),
+        class: None,
+        network: None,
+        state: End::Open,
+        to_server: EdgeCount { sent: count(3), received: None },
+        to_client: EdgeCount { sent: None, received: count(3) },
+        ..tcp.clone()
+    };
+    let mut outside = tcp.clone();
+    outside.client = end(None, "2001:db8::1", Some(50_000));
+    Conversations { version: VERSION, time, flows: vec![tcp, ping, outside], more: 4, unlisted: 2 }
+}
+
+#[test]
+fn a_line_a_conversation() {
+    let text = table(&conversations());
+    assert!(!text.contains('\x1b') && !text.contains('\u{202e}'), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 6, "{text}");
+    for word in ["db:5432", "tcp", "same_network", "closed", "1.5 s", "12", "7"] {
+        assert!(lines[1].contains(word), "{word}: {text}");
+    }
+    assert!(lines[1].trim_end().ends_with('3'), "two and one lost: {text}");
+    assert!(lines[2].contains("icmpv6 128/0") && lines[2].trim_end().ends_with('-'), "{text}");
+    assert!(lines[3].contains("[2001:db8::1]:50000"), "{text}");
+    assert!(lines[4].contains('4') && lines[5].contains('2'), "{text}");
+}
+
+#[test]
+fn the_schema_describes_all_of_it() {
+    let text = json(&conversations()).expect("JSON");
+    assert!(!text.contains(['\n', '\x1b']));
+    schema::check_document(&text, SCHEMA);
+    schema::check_descriptions(SCHEMA);
+}
+
+#[test]
+fn csv_has_a_row_for_each() {
+    let mut bytes = Vec::new();
+    csv(&mut bytes, &conversations()).expect("CSV");
+    let mut reader = ::csv::Reader::from_reader(bytes.as_slice());
+    let header = reader.headers().expect("header").clone();
+    let rows: Vec<_> = reader.records().map(|row| row.expect("row")).collect();
+    let cell = |row: usize, name: &str| {
+        let at = header.iter().position(|column| column == name).expect(name);
+        rows[row][at].to_owned()
+    };
+    assert_eq!(rows.len(), 3);
+    assert_eq!((cell(0, "client"), cell(0, "to_server_sent_packets")), (HOSTILE.to_owned(), "12".to_owned()));
+    assert_eq!(
+        (cell(1, "to_server_received_packets"), cell(1, "icmp_type")),
+        (String::new(), "128".to_owned())
+    );
+    assert_eq!(cell(2, "client_address"), "2001:db8::1");
+}
