@@ -224,3 +224,5 @@ const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowCell>() == 64)
 const _: () = assert!(size_of::<FlowOwner>() == 48 && size_of::<OverflowFlow>() == 88);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
+
+pub mod trace;

@@ -9,7 +9,7 @@ use netobs_common::{class, l4};
 
 /// Bytes of an Ethernet header.
 pub const ETH_LEN: usize = 14;
-const VLAN_LEN: usize = 4;
+pub const VLAN_LEN: usize = 4;
 
 /// EtherTypes in host byte order (IEEE 802 numbers).
 pub mod ethertype {
@@ -100,7 +100,7 @@ fn opaque(value: u32) -> u32 {
 
 /// Where the bytes of a packet are read. Offsets are from where it begins: with the
 /// Ethernet header at TC hooks (`LINK`), with the IP header at cgroup hooks.
-trait Source: Sized {
+pub trait Source: Sized {
     /// The same packet, `offset` bytes on. Less than 32,768.
     fn at(&self, offset: usize) -> Self;
     /// None past the end.
@@ -110,9 +110,9 @@ trait Source: Sized {
 }
 
 /// The linear part of the skb, read in place.
-struct Linear {
-    data: usize,
-    end: usize,
+pub struct Linear {
+    pub data: usize,
+    pub end: usize,
 }
 
 impl Source for Linear {
@@ -156,9 +156,10 @@ pub fn pointer(data: usize, offset: usize) -> usize {
 }
 
 /// The whole skb, by helper: for the few whose headers are not in the linear part.
-struct Whole {
-    skb: *mut __sk_buff,
-    start: usize,
+pub struct Whole {
+    pub skb: *mut __sk_buff,
+    /// Where offsets count from.
+    pub start: usize,
 }
 
 impl Source for Whole {
@@ -429,7 +430,7 @@ static mut EXTENSION_UNIT: [u8; 256] = {
 };
 
 #[inline(always)]
-fn extension_unit(next: u8) -> u32 {
+pub fn extension_unit(next: u8) -> u32 {
     let table = (&raw const EXTENSION_UNIT).cast::<u8>();
     // SAFETY: a u8 is within the 256 entries; nobody writes.
     u32::from(unsafe { core::ptr::read_volatile(table.add(next as usize)) })
@@ -437,16 +438,16 @@ fn extension_unit(next: u8) -> u32 {
 
 /// Largest offset of a transport header that is followed; also what keeps the verifier sure that
 /// packet pointers stay near.
-const MAX_OFFSET: usize = 0x7fff;
+pub const MAX_OFFSET: usize = 0x7fff;
 
 /// What [`extensions`] returns when the frame ended inside the chain.
-const EXTENSIONS_CUT: u64 = u64::MAX;
+pub const EXTENSIONS_CUT: u64 = u64::MAX;
 
 /// Follows IPv6 extension headers (RFC 8200 section 4) from `offset`. In one register: the protocol
 /// (bits 0 to 7), whether this is a first or only fragment (bit 8), the transport header's offset (from
 /// bit 16). Off the common path: always by helper.
 #[inline(never)]
-fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
+pub fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
     let mut offset = offset;
     let mut next = next;
     for _ in 0..MAX_EXTENSIONS {

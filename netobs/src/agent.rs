@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,11 +17,10 @@ use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
     drain::Drain,
-    ebpf::{AttachMode, LoadError, Observer, Options},
     inside::Inside,
     model::{
-        ContainerInfo, ContainerState, KernelStats, NetworkInfo, PublishedPort, Sample, Snapshot, State,
-        Update,
+        ContainerInfo, ContainerState, KernelStats, NetworkInfo, Point, PublishedPort, Sample, Snapshot,
+        State, Update,
         conversation::{Conversation, Conversations},
         flow::FlowOptions,
         state::{PROC, Process},
@@ -48,13 +47,9 @@ const SCAN_WITHOUT_ENGINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Config {
-    pub max_interfaces: u32,
-    pub mode: AttachMode,
-    /// See [`Options::log`].
-    pub log_programs: bool,
     pub flows: FlowOptions,
-    /// How often flows are read and what is idle is taken back.
-    pub flow_interval: Duration,
+    /// How often flows are read and what is idle is taken back. None: the observer counts none.
+    pub flow_interval: Option<Duration>,
     /// How long what has ended is still told of.
     pub grace: Duration,
     pub engines: Vec<EngineTask>,
@@ -64,12 +59,18 @@ pub struct Config {
     pub known: Option<(Vec<ContainerInfo>, Vec<NetworkInfo>)>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error("follow the host's interfaces by netlink: {0}")]
-    Netlink(#[from] io::Error),
+impl Config {
+    /// For an observer that counts no flows, without any engine.
+    pub fn new(grace: Duration) -> Self {
+        Self {
+            flows: FlowOptions { max_flows: 0, ..FlowOptions::default() },
+            flow_interval: None,
+            grace,
+            engines: Vec::new(),
+            proc_root: PathBuf::from("/proc"),
+            known: None,
+        }
+    }
 }
 
 pub struct Agent {
@@ -97,22 +98,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Loads the programs, attaches to all that is there, and starts following what comes. Must be
-    /// called inside a tokio runtime, which runs the engines' tasks.
+    /// Attaches to all that is there, and starts following what comes. Must be called inside a tokio
+    /// runtime, which runs the engines' tasks.
     ///
     /// # Errors
-    /// See [`StartError`]; nothing stays attached then.
-    pub fn start(config: Config) -> Result<Self, StartError> {
-        let options = Options {
-            max_interfaces: config.max_interfaces,
-            mode: config.mode,
-            max_flows: u32::try_from(config.flows.max_flows).unwrap_or(u32::MAX),
-            log: config.log_programs,
-        };
-        let observer = Observer::load(options)?;
-        let mut state =
-            State::new(observer.mode().to_string(), config.grace).with_flows(config.flows.clone());
-        let observer: Shared = Arc::new(Mutex::new(observer));
+    /// When netlink or a thread is not to be had; nothing stays attached then.
+    pub fn start(config: Config, observer: Shared) -> io::Result<Self> {
+        let mut state = State::new(lock(&observer).mode().to_string(), config.grace).with_flows(config.flows);
         let (sender, updates) = mpsc::channel(UPDATE_QUEUE);
         let attacher = {
             // The first listing of a host with more interfaces than the queue holds would wait for us.
@@ -140,8 +132,9 @@ impl Agent {
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
         }
-        let drain = (config.flows.max_flows > 0)
-            .then(|| Drain::start(Arc::clone(&observer), sender.clone(), config.flow_interval))
+        let drain = config
+            .flow_interval
+            .map(|interval| Drain::start(Arc::clone(&observer), sender.clone(), interval))
             .transpose()?;
         let inside = Inside::new(Arc::clone(&observer), config.proc_root.clone());
         let mut agent = Self {
@@ -205,6 +198,11 @@ impl Agent {
         lock(&self.observer).attached()
     }
 
+    /// Every place that is attached to or could be, and whose it is as far as that is known by now.
+    pub fn points(&self) -> Vec<Point> {
+        self.state.points()
+    }
+
     /// Reads all counters, netobs's and the kernel's own, and tells what is known by now.
     pub fn sample(&mut self) -> Snapshot {
         self.apply_waiting();
@@ -214,7 +212,7 @@ impl Agent {
         // Flows first: what they have is in the counters already.
         let (flows, counters) = {
             let mut observer = lock(&self.observer);
-            (observer.peek_flows(), observer.read_all().collect::<Vec<_>>())
+            (observer.peek_flows(), observer.read_all())
         };
         let kernel = self.kernel_stats();
         let samples = counters

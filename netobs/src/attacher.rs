@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     discovery::netlink::{self, Batch, Event, Events, Link},
-    ebpf::{AttachError, Observer},
+    ebpf::{Attach, AttachError},
     model::{Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Sample, Update},
     netlink::Netlink,
 };
@@ -29,10 +29,10 @@ const ETHERNET_HEADER_BYTES: u64 = 14;
 const BASELINE_TRIES: usize = 3;
 
 /// The observer, shared with who reads counters.
-pub type Shared = Arc<Mutex<Observer>>;
+pub type Shared = Arc<Mutex<dyn Attach>>;
 
 /// Nothing that can panic happens under the lock; if it did, the counters are still good.
-pub fn lock(observer: &Shared) -> MutexGuard<'_, Observer> {
+pub fn lock(observer: &Shared) -> MutexGuard<'_, dyn Attach + 'static> {
     observer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -24,14 +24,16 @@ pub enum Command {
     Flows(FlowsArgs),
     /// Engines, networks, interfaces, namespaces, containers and ports, and how they hang together
     Topology(TopologyArgs),
+    /// Packets as they pass, with container names: text, JSON lines or pcapng
+    Trace(TraceArgs),
     /// Check kernel, privileges and engines, and say what to do
     Doctor(DoctorArgs),
 }
 
-/// What to observe and how.
+/// Where containers are found, and how their interfaces are attached to.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Observing")]
-pub struct ObserveArgs {
+pub struct FindArgs {
     /// Container engine socket (unix:///path); may be repeated [default: $DOCKER_HOST, Docker, Podman]
     #[arg(long = "engine", value_name = "SOCKET", global = false)]
     pub engines: Vec<String>,
@@ -44,6 +46,14 @@ pub struct ObserveArgs {
     /// Interfaces and cgroups that can be observed at a time; each takes 1 KiB of kernel memory per CPU
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65535))]
     pub max_interfaces: u32,
+}
+
+/// What to observe and how.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Observing")]
+pub struct ObserveArgs {
+    #[command(flatten)]
+    pub find: FindArgs,
     /// Flows that are counted apart at a time, about; each takes 150 bytes of kernel memory; 0: no flows
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(..=16_777_216))]
     pub max_flows: u32,
@@ -170,6 +180,157 @@ pub struct TopologyArgs {
     pub observe: ObserveArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TraceOutput {
+    Text,
+    /// An object a line
+    Json,
+    /// For Wireshark and tshark
+    Pcapng,
+}
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Only these containers, by name or ID; waits for those that there are not yet
+    #[arg(value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+    /// Only containers and bridges of this network; may be repeated
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Vec<String>,
+    /// Only packets from or to this address or network (10.0.0.0/8), of ARP sender or target
+    #[arg(long, value_name = "ADDRESS", value_parser = packet::host)]
+    pub host: Option<packet::Host>,
+    /// Only packets of this protocol: tcp, udp, icmp, icmpv6, sctp or a number
+    #[arg(long, value_name = "PROTOCOL", value_parser = packet::protocol)]
+    pub proto: Option<u8>,
+    /// Only packets from or to this TCP, UDP or SCTP port
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Only frames of this type, or with a tag of it: ipv4, ipv6, arp, vlan, qinq or a number like 0x88cc
+    #[arg(long, value_name = "TYPE", value_parser = packet::ethertype)]
+    pub ethertype: Option<u16>,
+    /// How to print them [default: text; pcapng with --write]
+    #[arg(short, long, value_enum)]
+    pub output: Option<TraceOutput>,
+    /// Write to this file, or to the standard output (-), as pcapng unless told otherwise
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Bytes of each packet to capture, up to 65535 [default: 128; 65535 for pcapng]
+    #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=65535))]
+    pub snaplen: Option<u32>,
+    /// Show addresses without the names of containers
+    #[arg(short, long)]
+    pub numeric: bool,
+    /// End after so many packets
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after this time
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// End before the output would be larger: 500k, 10M, 2G
+    #[arg(long, value_name = "SIZE", value_parser = packet::size)]
+    pub max_bytes: Option<u64>,
+    /// Capture so many packets a second at most; the rest is counted
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+    /// Memory for packets on their way from the kernel: 128k to 1G, rounded up to a power of two
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = packet::ring_size)]
+    pub buffer_size: u32,
+    #[command(flatten)]
+    pub find: FindArgs,
+}
+
+/// Values that say something of packets.
+pub mod packet {
+    use std::net::IpAddr;
+
+    use crate::ebpf::MIN_RING_BYTES;
+
+    /// An address, and how many of its bits count.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Host {
+        pub address: IpAddr,
+        pub prefix: u8,
+    }
+
+    const MAX_RING_BYTES: u64 = 1 << 30;
+
+    pub fn host(text: &str) -> Result<Host, String> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| "not an IP address".to_owned())?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            None => bits,
+            Some(prefix) => prefix
+                .parse()
+                .ok()
+                .filter(|prefix| *prefix <= bits)
+                .ok_or_else(|| format!("the prefix is a number up to {bits}"))?,
+        };
+        Ok(Host { address, prefix })
+    }
+
+    pub fn protocol(text: &str) -> Result<u8, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "icmp" => Ok(1),
+            "tcp" => Ok(6),
+            "udp" => Ok(17),
+            "icmpv6" | "icmp6" => Ok(58),
+            "sctp" => Ok(132),
+            number => {
+                number.parse().map_err(|_| "tcp, udp, icmp, icmpv6, sctp or a number up to 255".to_owned())
+            }
+        }
+    }
+
+    pub fn ethertype(text: &str) -> Result<u16, String> {
+        let wrong = || "ipv4, ipv6, arp, vlan, qinq or a number from 0x0600 on, like 0x88cc".to_owned();
+        let text = text.to_ascii_lowercase();
+        let number = match text.as_str() {
+            "ipv4" | "ip" => 0x0800,
+            "arp" => 0x0806,
+            "vlan" => 0x8100,
+            "ipv6" | "ip6" => 0x86dd,
+            "qinq" => 0x88a8,
+            other => match other.strip_prefix("0x") {
+                Some(digits) => u16::from_str_radix(digits, 16).map_err(|_| wrong())?,
+                None => other.parse().map_err(|_| wrong())?,
+            },
+        };
+        if number >= 0x0600 { Ok(number) } else { Err(wrong()) }
+    }
+
+    /// Bytes: a number, with k, M or G times 1024, its square or its cube.
+    pub fn size(text: &str) -> Result<u64, String> {
+        let wrong = || "a number of bytes, or like 500k, 10M, 2G".to_owned();
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let factor: u64 = match text[digits.len()..].to_ascii_lowercase().trim_end_matches("ib") {
+            "" => 1,
+            "k" => 1 << 10,
+            "m" => 1 << 20,
+            "g" => 1 << 30,
+            _ => return Err(wrong()),
+        };
+        digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(factor))
+            .filter(|size| *size > 0)
+            .ok_or_else(wrong)
+    }
+
+    pub fn ring_size(text: &str) -> Result<u32, String> {
+        let size = size(text)?;
+        if !(u64::from(MIN_RING_BYTES)..=MAX_RING_BYTES).contains(&size) {
+            return Err("from 128k to 1G".to_owned());
+        }
+        u32::try_from(size.next_power_of_two()).map_err(|error| error.to_string())
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// Container engine socket (unix:///path); may be repeated
@@ -221,6 +382,31 @@ mod tests {
         for wrong in ["0", "0s", "49ms", "-1", "abc", ""] {
             assert!(interval(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_packets() {
+        let host = |text| packet::host(text).map(|host| (host.address.to_string(), host.prefix));
+        assert_eq!(host("10.0.0.1"), Ok(("10.0.0.1".to_owned(), 32)));
+        assert_eq!(host("fd77::/16"), Ok(("fd77::".to_owned(), 16)));
+        for wrong in ["10.0.0", "10.0.0.0/33", "web", "::/129", "10.0.0.0/", ""] {
+            assert!(host(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(["TCP", "icmp6", "47"].map(packet::protocol), [Ok(6), Ok(58), Ok(47)]);
+        assert_eq!(["arp", "0x88CC", "2048"].map(packet::ethertype), [Ok(0x806), Ok(0x88cc), Ok(0x800)]);
+        assert!(packet::protocol("256").is_err() && packet::ethertype("0x5ff").is_err());
+        assert_eq!(
+            ["1", "500k", "10M", "2GiB"].map(packet::size),
+            [Ok(1), Ok(512_000), Ok(10 << 20), Ok(2 << 30)]
+        );
+        for wrong in ["", "0", "k", "1x", "-1", "1 k", "99999999999G"] {
+            assert!(packet::size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(
+            ["128k", "200k", "1G"].map(packet::ring_size),
+            [Ok(128 << 10), Ok(256 << 10), Ok(1 << 30)]
+        );
+        assert!(packet::ring_size("127k").is_err() && packet::ring_size("2G").is_err());
     }
 
     #[test]

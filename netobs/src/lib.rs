@@ -26,4 +26,5 @@ pub mod output;
 pub mod privileges;
 pub mod serve;
 pub mod topology;
+pub mod trace;
 pub mod watch;

@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,16 +14,21 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     agent::{Agent, Config},
-    cli::ObserveArgs,
+    attacher::Shared,
+    cli::{FindArgs, ObserveArgs},
     demo::World,
     discovery::engine::{self, EngineTask},
     doctor,
+    ebpf::{Observer, Options},
     model::flow::FlowOptions,
     privileges,
 };
 
 /// How long a single answer waits for the engines to tell their containers.
 pub const SETTLE: Duration = Duration::from_millis(300);
+
+/// Where the host's processes are.
+pub const PROC: &str = "/proc";
 
 /// A runtime of one thread: the work is little and mostly waiting.
 ///
@@ -62,26 +68,45 @@ impl Ending {
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
 pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
-    doctor::require_kernel(Path::new("/proc"))?;
-    privileges::require()?;
-    let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
-    let agent = Agent::start(Config {
-        max_interfaces: args.max_interfaces,
-        mode: args.attach,
-        log_programs: args.log_programs,
-        grace: args.grace,
+    require()?;
+    let observer = Observer::load(Options {
+        max_interfaces: args.find.max_interfaces,
+        mode: args.find.attach,
+        max_flows: args.max_flows,
+        log: args.log_programs,
+    })?;
+    let config = Config {
         flows: FlowOptions {
             max_flows: args.max_flows as usize,
             idle: args.flow_idle,
             max_edges: args.max_edges,
             cluster: args.cluster_cidrs.clone(),
         },
-        flow_interval: args.flow_interval,
-        engines,
-        proc_root: PathBuf::from("/proc"),
+        flow_interval: (args.max_flows > 0).then_some(args.flow_interval),
         known: demo.map(|world| (world.containers, world.networks)),
-    })?;
-    Ok(agent)
+        ..Config::new(args.grace)
+    };
+    follow(&args.find, config, Arc::new(Mutex::new(observer)))
+}
+
+/// Kernel and privileges.
+///
+/// # Errors
+/// Says what is missing.
+pub fn require() -> anyhow::Result<()> {
+    doctor::require_kernel(Path::new(PROC))?;
+    privileges::require()
+}
+
+/// Finds what there is and what comes, and has it attached to. Inside a runtime.
+///
+/// # Errors
+/// For a wrong engine, or when netlink is not to be had.
+pub fn follow(args: &FindArgs, mut config: Config, observer: Shared) -> anyhow::Result<Agent> {
+    if !args.no_engine && config.known.is_none() {
+        config.engines = engines(&args.engines)?;
+    }
+    Agent::start(config, observer).context("follow the host's interfaces by netlink")
 }
 
 /// The engines named, or else the usual ones.

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod docker;
 pub mod dockerd;
+pub mod frames;
 pub mod http;
 pub mod kernel;
 pub mod netns;
@@ -13,6 +14,7 @@ pub mod podman;
 pub mod pretend;
 pub mod program;
 pub mod test_run;
+pub mod trace;
 pub mod traffic;
 
 use std::{

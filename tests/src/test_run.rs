@@ -7,6 +7,9 @@ use std::{
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
 /// Offload fields that a packet is given.
@@ -80,6 +83,41 @@ pub fn empty_program() -> io::Result<OwnedFd> {
         license: c"MIT".as_ptr() as u64,
     };
     let fd = bpf(BPF_PROG_LOAD, &mut attribute)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The kernel's number of a loaded program.
+///
+/// # Panics
+/// If the descriptor is no program's.
+pub fn program_id(program: BorrowedFd<'_>) -> u32 {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).expect("fdinfo");
+    let id = info.lines().find_map(|line| line.strip_prefix("prog_id:")).expect("a program");
+    id.trim().parse().expect("a number")
+}
+
+/// Attaches a classifier to an interface by TCX, as long as the value lives (kernel 6.6 and later).
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkCreate {
+        prog_fd: u32,
+        ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+        more: [u64; 4],
+    }
+    let mut attribute = LinkCreate {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        ifindex,
+        attach_type: if ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS },
+        ..LinkCreate::default()
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attribute)?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -1,7 +1,7 @@
 //! The classifier on packets built by hand, by `BPF_PROG_TEST_RUN`: what each is counted as.
 
 use netobs::{
-    ebpf::{AttachMode, Observer, Options},
+    ebpf::{Attach as _, AttachMode, Observer, Options},
     model::{InterfaceKey, Traffic},
 };
 use netobs_tests::{

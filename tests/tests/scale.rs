@@ -10,7 +10,7 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{AttachMode, Observer, Options},
+    ebpf::{Attach as _, AttachMode, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{

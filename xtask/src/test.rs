@@ -12,13 +12,15 @@ use crate::{
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 18] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("tmux", "tmux"),
+    ("tshark", "tshark"),
+    ("capinfos", "wireshark-common"),
     ("dot", "graphviz"),
     ("setcap", "libcap2-bin"),
     ("setpriv", "util-linux"),
@@ -33,13 +35,16 @@ const PROGRAMS: [(&str, &str); 16] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 16] = [
+const AREAS: [(&str, bool, bool); 19] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
     ("interfaces", false, false),
     ("inside", false, false),
     ("flows", false, false),
+    ("trace_filter", true, false),
+    ("trace", false, false),
+    ("trace_docker", false, true),
     ("demo", false, false),
     ("engine", false, true),
     ("lifecycle", false, true),

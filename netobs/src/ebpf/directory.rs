@@ -8,22 +8,25 @@ use netobs_common::{IFACE_CELLS, iface_cell};
 use super::mapping::Mapping;
 
 pub struct Directory {
-    cells: Mapping,
+    /// None: all are in the hash.
+    cells: Option<Mapping>,
     crowded: HashMap<MapData, u32, u32>,
-    /// Interfaces whose cell is another's; they are in the hash instead.
+    /// Interfaces without a cell of their own; they are in the hash instead.
     in_crowded: BTreeSet<u32>,
 }
 
 impl Directory {
-    pub const fn new(cells: Mapping, crowded: HashMap<MapData, u32, u32>) -> Self {
+    pub const fn new(cells: Option<Mapping>, crowded: HashMap<MapData, u32, u32>) -> Self {
         Self { cells, crowded, in_crowded: BTreeSet::new() }
     }
 
     /// Makes the programs find the slot.
     pub fn enter(&mut self, ifindex: u32, slot: u32) -> Result<(), MapError> {
         let cell = cell_of(ifindex);
-        if self.cells.load(cell) == Some(0) {
-            self.cells.store(cell, iface_cell(ifindex, slot));
+        if let Some(cells) = &self.cells
+            && cells.load(cell) == Some(0)
+        {
+            cells.store(cell, iface_cell(ifindex, slot));
         } else {
             self.crowded.insert(ifindex, slot, 0)?;
             self.in_crowded.insert(ifindex);
@@ -34,7 +37,9 @@ impl Directory {
     /// Undoes [`Self::enter`].
     pub fn leave(&mut self, ifindex: u32) {
         if !self.in_crowded.remove(&ifindex) {
-            self.cells.store(cell_of(ifindex), 0);
+            if let Some(cells) = &self.cells {
+                cells.store(cell_of(ifindex), 0);
+            }
         } else if let Err(error) = self.crowded.remove(&ifindex) {
             tracing::warn!(%error, ifindex, "remove from the directory of interfaces");
         }

@@ -2,17 +2,22 @@
 //! Knows `model`'s types; does not know `discovery`.
 
 mod attach;
+mod attachments;
 mod clsact;
 mod directory;
 mod flows;
+mod hooks;
 mod log;
 mod mapping;
 mod object;
 mod observer;
 mod slots;
+mod tracer;
 
 pub use attach::AttachMode;
+pub use attachments::{Attach, AttachError};
 pub use clsact::remove_leftovers;
 pub use flows::wait_for_programs;
 pub use object::{LoadError, Options};
-pub use observer::{AttachError, Observer};
+pub use observer::Observer;
+pub use tracer::{MIN_RING_BYTES, PacketFilter, Ring, TraceOptions, Tracer};

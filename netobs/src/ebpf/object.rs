@@ -3,28 +3,39 @@
 use std::{
     hash::{BuildHasher as _, RandomState},
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
-#[expect(deprecated, reason = "the newer map needs the task's cgroup, and kernel 6.2")]
-use aya::maps::{CgroupStorage, CgroupStorageKey};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData},
-    programs::{CgroupSkb, ProgramError, ProgramFd, SchedClassifier},
+    maps::{HashMap, Map},
+    programs::ProgramError,
 };
 use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS};
 
 use super::{
-    attach::{AttachMode, Programs, cgroup_hook},
+    attach::AttachMode,
     directory::Directory,
     flows::{self, Flows, Size},
+    hooks::{Hooks, Names, PairNames},
     log::{self, LogThread},
     mapping::Mapping,
 };
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/netobs.bpf.o");
+
+const NAMES: Names = Names {
+    interface: PairNames {
+        filter: ["netobs_ingress", "netobs_egress"],
+        tcx: ["netobs_tcx_ingress", "netobs_tcx_egress"],
+    },
+    bridge: Some(PairNames {
+        filter: ["netobs_br_ingress", "netobs_br_egress"],
+        tcx: ["netobs_br_tcx_in", "netobs_br_tcx_out"],
+    }),
+    cgroup: ["netobs_cgroup_in", "netobs_cgroup_out"],
+};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -58,13 +69,8 @@ pub enum LoadError {
     Map(#[from] aya::maps::MapError),
 }
 
-/// Programs and maps as they are in the kernel; gone when dropped.
+/// Maps as they are in the kernel; gone when dropped.
 pub struct Object {
-    container: [Pair; 2],
-    bridge: [Pair; 2],
-    cgroup: [ProgramFd; 2],
-    #[expect(deprecated, reason = "as above")]
-    cgroups: CgroupStorage<MapData, u64>,
     pub counters: Mapping,
     /// None where they are not asked for.
     pub flows: Option<Flows>,
@@ -72,13 +78,8 @@ pub struct Object {
     _log: Option<LogThread>,
 }
 
-struct Pair {
-    filter: ProgramFd,
-    tcx: ProgramFd,
-}
-
 impl Object {
-    pub fn load(options: &Options) -> Result<(Self, Directory), LoadError> {
+    pub fn load(options: &Options) -> Result<(Self, Hooks), LoadError> {
         let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?)
             .unwrap_or(u32::MAX);
         let max_interfaces = options.max_interfaces;
@@ -106,79 +107,29 @@ impl Object {
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
-        let container = [
-            pair(&mut ebpf, "netobs_ingress", "netobs_tcx_ingress")?,
-            pair(&mut ebpf, "netobs_egress", "netobs_tcx_egress")?,
-        ];
-        let bridge = [
-            pair(&mut ebpf, "netobs_br_ingress", "netobs_br_tcx_in")?,
-            pair(&mut ebpf, "netobs_br_egress", "netobs_br_tcx_out")?,
-        ];
-        let cgroup =
-            [cgroup_skb(&mut ebpf, "netobs_cgroup_in")?, cgroup_skb(&mut ebpf, "netobs_cgroup_out")?];
         let log = if options.log { Some(LogThread::start(&mut ebpf).map_err(LoadError::Log)?) } else { None };
         let words = (cpus * max_interfaces * DIRECTIONS) as usize * Counters::WORDS;
         let counters = map_array(&ebpf, "COUNTERS", words)?;
         let cells = map_array(&ebpf, "IFACES", IFACE_CELLS as usize)?;
-        let directory = Directory::new(cells, HashMap::try_from(take(&mut ebpf, "CROWDED")?)?);
-        let flows = size.map(|size| flows(&mut ebpf, size)).transpose()?;
-        #[expect(deprecated, reason = "as above")]
-        let cgroups = CgroupStorage::try_from(take(&mut ebpf, "CGROUPS")?)?;
-        Ok((Self { container, bridge, cgroup, cgroups, counters, flows, cpus, _log: log }, directory))
-    }
-
-    /// For an interface of a container, or for a bridge.
-    pub fn programs(&self, bridge: bool, ingress: bool) -> Programs<'_> {
-        let [of_ingress, of_egress] = if bridge { &self.bridge } else { &self.container };
-        let Pair { filter, tcx } = if ingress { of_ingress } else { of_egress };
-        Programs { filter: filter.as_fd(), tcx: tcx.as_fd() }
-    }
-
-    pub fn cgroup_program(&self, ingress: bool) -> BorrowedFd<'_> {
-        self.cgroup[usize::from(!ingress)].as_fd()
-    }
-
-    /// Tells the programs attached to a cgroup their slot.
-    pub fn enter_cgroup(&mut self, id: u64, slot: u32) -> Result<(), aya::maps::MapError> {
-        for ingress in [true, false] {
-            self.cgroups.insert(CgroupStorageKey::new(id, cgroup_hook(ingress)), u64::from(slot) + 1, 0)?;
-        }
-        Ok(())
+        let directory = Directory::new(Some(cells), HashMap::try_from(take(&mut ebpf, "CROWDED")?)?);
+        let hooks = Hooks::load(&mut ebpf, &NAMES, directory)?;
+        let flows = size.map(|size| flows(&ebpf, size)).transpose()?;
+        Ok((Self { counters, flows, cpus, _log: log }, hooks))
     }
 }
 
-fn pair(ebpf: &mut Ebpf, filter: &'static str, tcx: &'static str) -> Result<Pair, LoadError> {
-    Ok(Pair { filter: classifier(ebpf, filter)?, tcx: classifier(ebpf, tcx)? })
-}
-
-fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
-    let fail = |source| LoadError::Program { name, source };
-    let program: &mut SchedClassifier =
-        ebpf.program_mut(name).ok_or(LoadError::Missing(name))?.try_into().map_err(fail)?;
-    program.load().map_err(fail)?;
-    program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(fail)
-}
-
-fn cgroup_skb(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
-    let fail = |source| LoadError::Program { name, source };
-    let program: &mut CgroupSkb =
-        ebpf.program_mut(name).ok_or(LoadError::Missing(name))?.try_into().map_err(fail)?;
-    program.load().map_err(fail)?;
-    program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(fail)
-}
-
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+pub fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 
-fn map_array(ebpf: &Ebpf, name: &'static str, words: usize) -> Result<Mapping, LoadError> {
+pub fn map_array(ebpf: &Ebpf, name: &'static str, words: usize) -> Result<Mapping, LoadError> {
     let Some(Map::Array(map)) = ebpf.map(name) else {
         return Err(LoadError::Missing(name));
     };
     Mapping::new(map.fd().as_fd(), words).map_err(LoadError::Mapping)
 }
 
-fn flows(ebpf: &mut Ebpf, size: Size) -> Result<Flows, LoadError> {
+fn flows(ebpf: &Ebpf, size: Size) -> Result<Flows, LoadError> {
     let cells = size.cells() as usize;
     let maps = flows::Maps {
         cells: map_array(ebpf, "FLOW_CELLS", cells * size_of::<FlowCell>() / 8)?,

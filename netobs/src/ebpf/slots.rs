@@ -1,14 +1,22 @@
 //! Which block of counters belongs to which attachment.
 
-/// Counter slots, lowest free first, so that the pages in use stay few.
+/// Counter slots.
 #[derive(Debug)]
 pub struct Slots {
     used: Vec<bool>,
+    /// Where the next free one is looked for, if they are given out in turn.
+    turn: Option<usize>,
 }
 
 impl Slots {
+    /// Lowest free first, so that the pages in use stay few.
     pub fn new(capacity: u32) -> Self {
-        Self { used: vec![false; capacity as usize] }
+        Self { used: vec![false; capacity as usize], turn: None }
+    }
+
+    /// In turn, so that one is not used again soon.
+    pub fn in_turn(capacity: u32) -> Self {
+        Self { turn: Some(0), ..Self::new(capacity) }
     }
 
     pub fn capacity(&self) -> u32 {
@@ -17,8 +25,13 @@ impl Slots {
 
     /// None when all are in use.
     pub fn take(&mut self) -> Option<u32> {
-        let slot = self.used.iter().position(|used| !used)?;
+        let first = self.turn.unwrap_or(0);
+        let mut all = (first..self.used.len()).chain(0..first);
+        let slot = all.find(|slot| !self.used[*slot])?;
         self.used[slot] = true;
+        if let Some(turn) = &mut self.turn {
+            *turn = slot + 1;
+        }
         u32::try_from(slot).ok()
     }
 
@@ -40,5 +53,18 @@ mod tests {
         slots.release(0);
         assert_eq!(slots.take(), Some(0));
         assert_eq!(slots.capacity(), 2);
+    }
+
+    #[test]
+    fn in_turn_none_is_used_again_soon() {
+        let mut slots = Slots::in_turn(3);
+        for expected in [0, 1, 2, 0, 1] {
+            assert_eq!(slots.take(), Some(expected));
+            slots.release(expected);
+        }
+        assert_eq!(
+            (slots.take(), slots.take(), slots.take(), slots.take()),
+            (Some(2), Some(0), Some(1), None)
+        );
     }
 }

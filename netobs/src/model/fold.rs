@@ -409,7 +409,7 @@ pub(super) fn protocol_name(number: u8) -> String {
 }
 
 /// The name, or the short ID where there is none.
-fn display_name(id: &str, name: &str) -> String {
+pub(super) fn display_name(id: &str, name: &str) -> String {
     if name.is_empty() { id.chars().take(SHORT_ID).collect() } else { name.to_owned() }
 }
 

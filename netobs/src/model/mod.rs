@@ -2,6 +2,7 @@
 //!
 //! Pure: no aya, tokio, terminal, filesystem or clock. Time comes in as a parameter.
 
+pub mod capture;
 pub mod class;
 pub mod conversation;
 pub mod edge;
@@ -15,6 +16,9 @@ mod tests;
 pub mod traffic;
 pub mod update;
 
+pub use netobs_common::trace::TraceCounts;
+
+pub use capture::{Book, Packet, Point, PointOwner, Way};
 pub use snapshot::{
     AgentHealth, Baseline, Compose, Container, Drops, Endpoint, EngineStatus, Interface, Latency, Network,
     Published, Rates, Snapshot, Subnet, Via,

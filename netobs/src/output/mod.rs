@@ -13,5 +13,6 @@ pub mod prometheus;
 mod schema;
 pub mod table;
 pub mod topology;
+pub mod trace;
 pub mod watch;
 pub mod wide;

@@ -1,0 +1,272 @@
+//! The thread that takes packets out of the ring and writes them, whatever the rest is busy with.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    os::{fd::AsFd as _, unix::net::UnixStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    time::{ClockId, clock_gettime},
+};
+
+use super::order::{Captured, Order};
+use crate::{
+    ebpf::Ring,
+    model::{Book, InterfaceKey, Packet, TraceCounts, Way},
+    output::trace::Writer,
+};
+
+/// Packets taken out of the ring before some are written.
+const BATCH: usize = 1024;
+
+/// How long it waits for packets, and how soon those that are held are looked at again.
+const IDLE_MS: u16 = 200;
+const HELD_MS: u16 = 5;
+
+/// Between 802.3's addresses and the ethertype: where a VLAN tag is.
+const TAG_OFFSET: usize = 12;
+
+/// Where the book of names is put, and looked up for each batch.
+#[derive(Clone, Default)]
+pub struct Names(Arc<Mutex<Arc<Book>>>);
+
+impl Names {
+    pub fn put(&self, book: Book) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
+    }
+
+    pub fn get(&self) -> Arc<Book> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// When enough has been written.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub packets: Option<u64>,
+    pub bytes: Option<u64>,
+    pub snaplen: u32,
+}
+
+/// What the end needs to know: how many packets are, or have been, in the ring, and what became of all.
+pub struct Final {
+    pub delivered: u64,
+    pub counts: BTreeMap<InterfaceKey, TraceCounts>,
+}
+
+/// Packets written so far, for whoever waits for the end.
+pub type Written = Arc<AtomicU64>;
+
+pub struct Reader<W> {
+    ring: Ring,
+    writer: Writer,
+    out: W,
+    names: Names,
+    limits: Limits,
+    order: Order,
+    /// From the packets' clock to the epoch: taken once, so that times never step.
+    epoch_ns: u64,
+    start_ns: u64,
+    written_bytes: u64,
+    /// Packets taken out of the ring.
+    read: u64,
+    written: Written,
+    is_full: bool,
+}
+
+impl<W: Write> Reader<W> {
+    pub fn new(ring: Ring, writer: Writer, out: W, names: Names, limits: Limits) -> io::Result<Self> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
+        let start_ns = nanoseconds(now);
+        let mut reader = Self {
+            ring,
+            writer,
+            out,
+            names,
+            limits,
+            order: Order::default(),
+            epoch_ns: start_ns.saturating_sub(now_ns()?),
+            start_ns,
+            written_bytes: 0,
+            read: 0,
+            written: Written::default(),
+            is_full: false,
+        };
+        let mut begin = Vec::new();
+        reader.writer.begin(&mut begin);
+        reader.write(&begin)?;
+        reader.out.flush()?;
+        Ok(reader)
+    }
+
+    /// Writes packets until enough have been, or the other end of `stop` is closed.
+    pub fn run(&mut self, stop: &UnixStream) -> io::Result<()> {
+        while !self.is_full {
+            let wait = if self.order.is_empty() { IDLE_MS } else { HELD_MS };
+            let mut fds = [
+                PollFd::new(self.ring.fd(), PollFlags::POLLIN),
+                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::from(wait)) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if fds[1].revents().is_some_and(|flags| !flags.is_empty()) {
+                return Ok(());
+            }
+            loop {
+                let taken = self.take_batch();
+                self.write_due()?;
+                if taken < BATCH || self.is_full {
+                    break;
+                }
+            }
+            self.out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, after all has been detached.
+    pub fn finish(&mut self, last: &Final, patience: Duration) -> io::Result<()> {
+        let end = std::time::Instant::now() + patience;
+        while self.read < last.delivered && std::time::Instant::now() < end {
+            if self.take_batch() == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.write_due()?;
+        }
+        let book = self.names.get();
+        while !self.is_full
+            && let Some(captured) = self.order.take()
+        {
+            self.write_packet(captured, &book)?;
+        }
+        let mut end = Vec::new();
+        self.writer.end(&last.counts, [self.start_ns, self.epoch_ns + now_ns()?], &mut end);
+        self.write(&end)?;
+        self.out.flush()
+    }
+
+    pub fn written(&self) -> Written {
+        Arc::clone(&self.written)
+    }
+
+    fn take_batch(&mut self) -> usize {
+        let Self { ring, order, is_full, .. } = self;
+        let mut taken = 0;
+        while taken < BATCH
+            && ring.next(|header, bytes| {
+                if !*is_full {
+                    order.push(Captured { header: *header, bytes: bytes.to_vec() });
+                }
+            })
+        {
+            taken += 1;
+        }
+        self.read += taken as u64;
+        taken
+    }
+
+    fn write_due(&mut self) -> io::Result<()> {
+        let (now_ns, book) = (now_ns()?, self.names.get());
+        let is_named = |slot: u32| book.by_slot.get(&slot).is_some_and(|(_, is_settled)| *is_settled);
+        while !self.is_full
+            && let Some(captured) = self.order.pop(now_ns, is_named)
+        {
+            self.write_packet(captured, &book)?;
+        }
+        Ok(())
+    }
+
+    fn write_packet(&mut self, captured: Captured, book: &Book) -> io::Result<()> {
+        let packet = packet(captured, book, self.epoch_ns, self.limits.snaplen);
+        let mut record = Vec::with_capacity(256);
+        self.writer.packet(&packet, book, &mut record).map_err(io::Error::other)?;
+        let after = self.written_bytes + (record.len() + self.writer.end_bytes()) as u64;
+        if self.limits.bytes.is_some_and(|limit| after > limit) {
+            self.is_full = true;
+            return Ok(());
+        }
+        self.write(&record)?;
+        let written = self.written.fetch_add(1, Ordering::Relaxed) + 1;
+        self.is_full = self.limits.packets == Some(written);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written_bytes += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+}
+
+/// With the VLAN tag that the kernel keeps outside the frame in its place.
+fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u32) -> Packet {
+    let Captured { header, mut bytes } = captured;
+    let mut length = header.len;
+    if header.vlan_protocol != 0 && bytes.len() >= TAG_OFFSET {
+        let [a, b] = header.vlan_protocol.to_be_bytes();
+        let [c, d] = header.vlan_tci.to_be_bytes();
+        bytes.splice(TAG_OFFSET..TAG_OFFSET, [a, b, c, d]);
+        bytes.truncate(snaplen as usize);
+        length += 4;
+    }
+    let point = book.by_slot.get(&header.slot).map(|(point, _)| Arc::clone(point));
+    let ingress = u32::from(header.direction) == netobs_common::INGRESS;
+    let way = match &point {
+        Some(point) => point.way(ingress),
+        None if ingress => Way::Rx,
+        None => Way::Tx,
+    };
+    Packet {
+        time_ns: epoch_ns + header.time_ns,
+        point,
+        slot: header.slot,
+        way,
+        length,
+        segments: header.segments,
+        link: header.link != 0,
+        bytes,
+    }
+}
+
+/// By the packets' clock.
+fn now_ns() -> io::Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+    Ok(nanoseconds(Duration::from(now)))
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netobs_common::trace::TraceHeader;
+
+    #[test]
+    fn a_tag_outside_the_frame_is_put_into_it() {
+        let bytes: Vec<u8> = (0..20).collect();
+        let header = TraceHeader {
+            len: 60,
+            captured: 20,
+            vlan_protocol: 0x8100,
+            vlan_tci: 0x2005,
+            link: 1,
+            ..TraceHeader::default()
+        };
+        let told = packet(Captured { header, bytes: bytes.clone() }, &Book::default(), 1, 100);
+        assert_eq!(told.length, 64);
+        assert_eq!(told.bytes[..16], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0x81, 0, 0x20, 5]);
+        assert_eq!(told.bytes[16..], bytes[12..]);
+        let cut = packet(Captured { header, bytes }, &Book::default(), 1, 20);
+        assert_eq!((cut.bytes.len(), cut.length), (20, 64));
+    }
+}
