@@ -154,6 +154,6 @@ pub fn new_overflow_flow(key: &FlowKey, now: u64) -> Option<*mut OverflowFlow> {
     let flow = OverflowFlow { first_ns: now, ..OverflowFlow::ZERO };
     let map = overflow();
     // Another CPU may be making the same one: then it is there now.
-    let _ = map.insert(key, &flow, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
+    let _ = map.insert(key, flow, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
     map.get_ptr_mut(key)
 }
