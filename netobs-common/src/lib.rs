@@ -165,3 +165,5 @@ const _: () = assert!(size_of::<PortKey>() == 8 && size_of::<ClientKey>() == 24)
 const _: () = assert!(size_of::<PortCounters>() == 32);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
+
+pub mod drops;

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod demo;
 pub mod discovery;
 pub mod doctor;
+pub mod drops;
 pub mod ebpf;
 pub mod inside;
 pub mod model;

@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use clap::Parser as _;
 use netobs::{
     cli::{Cli, Command},
-    doctor, serve, topology, watch,
+    doctor, drops, serve, topology, watch,
 };
 
 fn main() -> ExitCode {
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Watch(args) => watch::run(&args),
         Command::Agent(args) => serve::run(&args),
         Command::Topology(args) => topology::run(&args),
+        Command::Drops(args) => drops::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -13,10 +13,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     agent::{Agent, Config},
-    cli::ObserveArgs,
+    cli::{DropsArgs, ObserveArgs},
     demo::World,
     discovery::engine::{self, EngineTask},
-    doctor, privileges,
+    doctor,
+    ebpf::drops::DropOptions,
+    privileges,
 };
 
 /// How long a single answer waits for the engines to tell their containers.
@@ -59,7 +61,7 @@ impl Ending {
 ///
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
-pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
+pub fn start(args: &ObserveArgs, demo: Option<World>, drops: Option<DropOptions>) -> anyhow::Result<Agent> {
     doctor::require_kernel(Path::new("/proc"))?;
     privileges::require()?;
     let engines = if args.no_engine || demo.is_some() { Vec::new() } else { engines(&args.engines)? };
@@ -68,11 +70,17 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
         mode: args.attach,
         log_programs: args.log_programs,
         grace: args.grace,
+        drops,
         engines,
         proc_root: PathBuf::from("/proc"),
         known: demo.map(|world| (world.containers, world.networks)),
     })?;
     Ok(agent)
+}
+
+/// How dropped packets are looked for.
+pub fn drop_options(args: &DropsArgs, all: bool) -> DropOptions {
+    DropOptions { all, max_keys: args.max_drop_kinds, btf: args.btf.clone() }
 }
 
 /// The engines named, or else the usual ones.

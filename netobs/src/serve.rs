@@ -21,7 +21,7 @@ use crate::{
     model::Snapshot,
     observe,
     output::{
-        json, prometheus,
+        self, json, prometheus,
         topology::{self, Topology},
     },
 };
@@ -50,7 +50,8 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
             .await
             .with_context(|| format!("listen on {}; --listen takes another address", args.listen))?;
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, None)?;
+        let drops = (!args.no_drops).then(|| observe::drop_options(&args.drops, false));
+        let mut agent = observe::start(&args.observe, None, drops)?;
         let address = listener.local_addr()?;
         tracing::info!(%address, interfaces = agent.attached(), "serving");
         let (asker, mut requests) = mpsc::channel(REQUEST_QUEUE);
@@ -94,11 +95,12 @@ fn router(asker: Asker) -> Router {
         .route("/readyz", get(ready))
         .route("/api/v1/snapshot", get(snapshot))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/drops", get(drops))
         .with_state(asker)
 }
 
 async fn index() -> &'static str {
-    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/topology\n"
+    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/topology\n/api/v1/drops\n"
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
@@ -119,6 +121,13 @@ async fn snapshot(State(asker): State<Asker>) -> Response {
 async fn topology(State(asker): State<Asker>) -> Response {
     with_snapshot(asker, "application/json", |snapshot, to| -> anyhow::Result<()> {
         Ok(to.write_all(topology::json(&Topology::of(snapshot))?.as_bytes())?)
+    })
+    .await
+}
+
+async fn drops(State(asker): State<Asker>) -> Response {
+    with_snapshot(asker, "application/json", |snapshot, to| -> anyhow::Result<()> {
+        Ok(to.write_all(output::drops::json(snapshot)?.as_bytes())?)
     })
     .await
 }

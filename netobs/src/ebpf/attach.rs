@@ -113,7 +113,7 @@ const fn tcx_hook(ingress: bool) -> u32 {
 }
 
 /// `bpf(2)` with an attribute that is the beginning of `union bpf_attr`; the rest is zero.
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<libc::c_long> {
+pub(super) fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the attribute is initialised, lives through the call and is passed with its size.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };

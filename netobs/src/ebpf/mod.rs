@@ -2,8 +2,10 @@
 //! Knows `model`'s types; does not know `discovery`.
 
 mod attach;
+mod btf;
 mod clsact;
 mod directory;
+pub mod drops;
 mod log;
 mod mapping;
 mod object;

@@ -80,6 +80,7 @@ impl State {
             networks,
             interfaces,
             engines: self.engines.values().cloned().collect(),
+            drops: self.drop_report(now, time),
         }
     }
 
@@ -312,7 +313,7 @@ fn ended_interface((name, network): &(String, Option<String>), retired: &Retired
 }
 
 /// The name, or the short ID where there is none.
-fn display_name(id: &str, name: &str) -> String {
+pub(super) fn display_name(id: &str, name: &str) -> String {
     if name.is_empty() { id.chars().take(SHORT_ID).collect() } else { name.to_owned() }
 }
 

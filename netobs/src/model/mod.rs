@@ -2,6 +2,7 @@
 //!
 //! Pure: no aya, tokio, terminal, filesystem or clock. Time comes in as a parameter.
 
+pub mod drops;
 mod fold;
 pub mod published;
 pub mod snapshot;

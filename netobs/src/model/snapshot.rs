@@ -11,6 +11,7 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
+    drops::DropReport,
     traffic::Traffic,
     update::{ContainerState, InterfaceKind, Place, Protocol},
 };
@@ -35,6 +36,9 @@ pub struct Snapshot {
     pub interfaces: Vec<Interface>,
     pub engines: Vec<EngineStatus>,
     pub agent: AgentHealth,
+    /// Dropped packets, a document of its own; none if nobody looks for them.
+    #[serde(skip)]
+    pub drops: Option<DropReport>,
 }
 
 /// A container. Directions are its own: `rx` is what it receives.
@@ -321,7 +325,7 @@ impl Latency {
     }
 }
 
-fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
 }
@@ -338,6 +342,7 @@ impl Snapshot {
             interfaces: Vec::new(),
             engines: Vec::new(),
             agent: AgentHealth::default(),
+            drops: None,
         }
     }
 }
