@@ -6,10 +6,6 @@
 pub struct DropKey {
     /// Return address of who freed the packet.
     pub location: u64,
-    /// Of a packet that netfilter dropped: the return address of who called the hook.
-    pub hook: u64,
-    /// The same: the return address in what the hook had called.
-    pub hook_function: u64,
     /// IPv6, or IPv4 as `::ffff:a.b.c.d`; network byte order.
     pub source: [u8; 16],
     /// As `source`.
@@ -39,8 +35,6 @@ pub struct DropKey {
 impl DropKey {
     pub const ZERO: Self = Self {
         location: 0,
-        hook: 0,
-        hook_function: 0,
         source: [0; 16],
         destination: [0; 16],
         reason: 0,
@@ -56,6 +50,19 @@ impl DropKey {
     };
 }
 
+/// How many events there were of a key. What netfilter had to do with them is the first one's: it is found
+/// by unwinding the stack, which takes several times as long as all else, and those of one key differ in it
+/// only if the same packet is dropped at two hooks without its devices being others by then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropCount {
+    pub packets: u64,
+    /// The return address of who called the netfilter hook; 0 if that was not found.
+    pub hook: u64,
+    /// The return address in what the hook had called.
+    pub hook_function: u64,
+}
+
 /// Bits of [`DropKey::flags`].
 pub mod flag {
     /// `source`, `destination` and `protocol` were read.
@@ -64,8 +71,6 @@ pub mod flag {
     pub const PORT: u8 = 2;
     /// An ordinary end of a packet's life by [`super::rule`].
     pub const ORDINARY: u8 = 4;
-    /// `hook` and `hook_function` were read.
-    pub const HOOK: u8 = 8;
 }
 
 /// When a reason is an ordinary end of a packet's life: any of the bits set for it applies.
@@ -139,5 +144,5 @@ pub struct KernelLayout {
 /// Most that is read of `struct sk_buff`.
 pub const MAX_SKB_LEN: usize = 208;
 
-const _: () = assert!(size_of::<DropKey>() == 88);
+const _: () = assert!(size_of::<DropKey>() == 72);
 const _: () = assert!(size_of::<DropTotals>() == (2 * REASONS + 2) * 8);

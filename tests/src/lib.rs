@@ -4,6 +4,7 @@
 //! Everything made here ends with its value, and with the test process at the latest.
 
 pub mod docker;
+pub mod drops;
 pub mod http;
 pub mod kernel;
 pub mod netns;

@@ -27,7 +27,7 @@ const PROGRAMS: [(&str, &str); 10] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 10] = [
+const AREAS: [(&str, bool, bool); 12] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
@@ -36,6 +36,8 @@ const AREAS: [(&str, bool, bool); 10] = [
     ("engine", false, true),
     ("drivers", false, true),
     ("topology", false, true),
+    ("drops", false, false),
+    ("drops_engine", false, true),
     ("prometheus", false, true),
     ("scale", false, false),
 ];

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use netobs_common::drops::{DropKey, DropTotals, REASONS};
+use netobs_common::drops::{DropCount, DropKey, DropTotals, REASONS};
 
 /// Totals, a block for each possible CPU. Userspace maps it and reads it; never full.
 #[map]
@@ -23,11 +23,11 @@ static ACTIVE: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// is full, further keys are counted in `lost_full`. The race that this accepts: a program that found its
 /// entry before userspace switched maps may add to it after; so userspace reads once more before it empties.
 #[map]
-static EVENTS_0: HashMap<DropKey, u64> = HashMap::with_max_entries(1, 0);
+static EVENTS_0: HashMap<DropKey, DropCount> = HashMap::with_max_entries(1, 0);
 
 /// See [`EVENTS_0`].
 #[map]
-static EVENTS_1: HashMap<DropKey, u64> = HashMap::with_max_entries(1, 0);
+static EVENTS_1: HashMap<DropKey, DropCount> = HashMap::with_max_entries(1, 0);
 
 /// The totals of this CPU.
 #[inline(always)]
@@ -50,11 +50,11 @@ pub fn hidden(totals: *mut DropTotals, reason: usize) {
     add(unsafe { (&raw mut (*totals).hidden).cast::<u64>().add(reason & (REASONS - 1)) });
 }
 
-/// Counts by key, or what is lost.
+/// Counts by key, or what is lost. `first` makes the entry of a key that there is none for.
 #[inline(always)]
-pub fn event(totals: *mut DropTotals, key: &DropKey) {
+pub fn event(totals: *mut DropTotals, key: &DropKey, first: impl Fn() -> DropCount) {
     let second = ACTIVE.get(0).is_some_and(|active| *active != 0);
-    let failed = if second { count_in(&EVENTS_1, key) } else { count_in(&EVENTS_0, key) };
+    let failed = if second { count_in(&EVENTS_1, key, first) } else { count_in(&EVENTS_0, key, first) };
     match failed {
         0 => {}
         // SAFETY: within the block, whose address the map gave.
@@ -67,20 +67,26 @@ pub fn event(totals: *mut DropTotals, key: &DropKey) {
 const E2BIG: i32 = -7;
 
 #[inline(always)]
-fn count_in(map: &HashMap<DropKey, u64>, key: &DropKey) -> i32 {
+fn count_in(map: &HashMap<DropKey, DropCount>, key: &DropKey, first: impl Fn() -> DropCount) -> i32 {
     if let Some(count) = map.get_ptr_mut(key) {
-        add(count);
+        add_packet(count);
         return 0;
     }
-    let Err(error) = map.insert(key, 1, u64::from(BPF_NOEXIST)) else { return 0 };
+    let Err(error) = map.insert(key, first(), u64::from(BPF_NOEXIST)) else { return 0 };
     // Another CPU may have made it meanwhile.
     match map.get_ptr_mut(key) {
         Some(count) => {
-            add(count);
+            add_packet(count);
             0
         }
         None => error,
     }
+}
+
+#[inline(always)]
+fn add_packet(count: *mut DropCount) {
+    // SAFETY: within the value, whose address the map gave.
+    add(unsafe { &raw mut (*count).packets });
 }
 
 /// Atomically: an interrupt may run this program while it runs (up to 6.0), and entries are shared by CPUs.

@@ -1,7 +1,7 @@
 //! One event: whether it is told of, and its key.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_stack, programs::RawTracePointContext};
-use netobs_common::drops::{DropKey, MAX_PLACES, REASONS, flag, rule};
+use netobs_common::drops::{DropCount, DropKey, MAX_PLACES, REASONS, flag, rule};
 use netobs_ebpf::packet::{ETH_LEN, ethertype, protocol};
 
 use crate::{
@@ -76,13 +76,14 @@ pub fn record(ctx: &RawTracePointContext) {
     if ordinary {
         key.flags |= flag::ORDINARY;
     }
-    if key.reason == global!(NETFILTER_DROP)
-        && global!(HOOK_CALLER[0]) != 0
-        && read_hook(ctx.as_ptr(), &mut key) != 0
-    {
-        key.flags |= flag::HOOK;
-    }
-    count::event(totals, &key);
+    let by_netfilter = key.reason == global!(NETFILTER_DROP) && global!(HOOK_CALLER[0]) != 0;
+    count::event(totals, &key, || {
+        let mut count = DropCount { packets: 1, hook: 0, hook_function: 0 };
+        if by_netfilter {
+            count.hook = read_hook(ctx.as_ptr(), &mut count.hook_function);
+        }
+        count
+    });
 }
 
 #[inline(always)]
@@ -100,22 +101,29 @@ fn in_places(location: u64) -> bool {
 /// socket or route that it has.
 #[inline(always)]
 fn read_place(skb: &Skb, receiver: u64, key: &mut DropKey) {
-    let device = Device::read(skb.device()).filter(|device| kernel::inum(device.net) != 0);
+    let device = Device::read(skb.device());
     let out = kernel::device_of(skb.destination());
-    let net = kernel::net_of_socket(receiver)
-        .or(device.as_ref().map(|device| device.net))
-        .or_else(|| kernel::net_of_socket(skb.socket()))
-        .or(out.as_ref().map(|out| out.net));
-    let Some(net) = net else { return };
-    key.netns = kernel::inum(net);
-    key.ifindex = match device {
-        Some(device) if device.net == net => device.ifindex,
-        _ => skb.received_by(),
-    };
-    if let Some(out) = out
-        && out.net == net
-    {
-        key.out_ifindex = out.ifindex;
+    for net in [
+        kernel::net_of_socket(receiver),
+        device.as_ref().map(|device| device.net),
+        kernel::net_of_socket(skb.socket()),
+        out.as_ref().map(|out| out.net),
+    ] {
+        let Some(net) = net else { continue };
+        key.netns = kernel::inum(net);
+        if key.netns == 0 {
+            continue;
+        }
+        key.ifindex = match device {
+            Some(device) if device.net == net => device.ifindex,
+            _ => skb.received_by(),
+        };
+        if let Some(out) = out
+            && out.net == net
+        {
+            key.out_ifindex = out.ifindex;
+        }
+        return;
     }
 }
 
@@ -201,9 +209,9 @@ fn is_echo_reply(key: &DropKey) -> bool {
 const FRAMES: usize = 12;
 
 /// Who called the netfilter hook, and what the hook called, from the stack: which hook it was is nowhere else.
-/// 0 if it was not found.
+/// 0 if it is not found.
 #[inline(never)]
-fn read_hook(ctx: *mut core::ffi::c_void, key: &mut DropKey) -> u64 {
+fn read_hook(ctx: *mut core::ffi::c_void, function: &mut u64) -> u64 {
     let mut frames = [0u64; FRAMES];
     // SAFETY: the destination is as long as is said.
     let read = unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), size_of_val(&frames) as u32, 0) };
@@ -213,9 +221,8 @@ fn read_hook(ctx: *mut core::ffi::c_void, key: &mut DropKey) -> u64 {
     let hook = global!(HOOK_CALLER[0])..=global!(HOOK_CALLER[1]);
     for at in 1..FRAMES - 1 {
         if hook.contains(&frames[at]) {
-            key.hook_function = frames[at - 1];
-            key.hook = frames[at + 1];
-            return 1;
+            *function = frames[at - 1];
+            return frames[at + 1];
         }
     }
     0

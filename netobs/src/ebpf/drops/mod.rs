@@ -19,7 +19,7 @@ use aya::{
     maps::{Map, MapData},
     programs::{ProgramError, RawTracePoint},
 };
-use netobs_common::drops::{DropKey, DropTotals, KernelLayout, MAX_PLACES, REASONS, flag};
+use netobs_common::drops::{DropCount, DropKey, DropTotals, KernelLayout, MAX_PLACES, REASONS, flag};
 
 use self::{
     layout::Reasons,
@@ -100,7 +100,8 @@ impl Drops {
             .and_then(|btf| Ok((layout::layout(&btf)?, layout::reasons(&btf))))
             .map_err(|error| DropsError::Btf { path: path.clone(), error })?;
         drop(bytes);
-        let (places, degraded) = match places::ranges(&[&ordinary::PLACES[..], &[HOOK_CALLER]].concat()) {
+        let (places, degraded) = match places::ranges(&[ordinary::places(&reasons), &[HOOK_CALLER]].concat())
+        {
             Ok(places) => (places, None),
             Err(error) => {
                 (Vec::new(), Some(format!("places in the kernel have no names: /proc/kallsyms: {error}")))
@@ -130,13 +131,13 @@ impl Drops {
         let events = self.table.drain()?;
         let addresses: BTreeSet<u64> = events
             .iter()
-            .flat_map(|(key, _)| [key.location, key.hook, key.hook_function])
+            .flat_map(|(key, count)| [key.location, count.hook, count.hook_function])
             .filter(|address| *address != 0)
             .collect();
         if self.degraded.is_none() {
             self.places.learn(&addresses);
         }
-        let events = events.iter().map(|(key, packets)| self.event(key, *packets)).collect();
+        let events = events.iter().map(|(key, count)| self.event(key, count)).collect();
         // After the events: totals are never behind them.
         let (by_reason, mut lost) = self.read_totals();
         lost.insert("recursion", self.recursion_misses());
@@ -166,14 +167,14 @@ impl Drops {
         (by_reason, lost)
     }
 
-    fn event(&self, key: &DropKey, packets: u64) -> DropEvent {
+    fn event(&self, key: &DropKey, count: &DropCount) -> DropEvent {
         let has = |bit: u8| key.flags & bit != 0;
         let some = |number: u32| (number != 0).then_some(number);
         let address = |bytes: [u8; 16]| IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical();
         DropEvent {
             reason: self.reason(key.reason),
             place: self.places.get(key.location).map(text),
-            netfilter: self.netfilter(key),
+            netfilter: self.netfilter(count),
             netns: some(key.netns).map(u64::from),
             ifindex: some(key.ifindex),
             out_ifindex: some(key.out_ifindex),
@@ -183,13 +184,13 @@ impl Drops {
             protocol: has(flag::ADDRESSES).then_some(key.protocol),
             port: has(flag::PORT).then_some(key.port),
             ordinary: has(flag::ORDINARY),
-            packets,
+            packets: count.packets,
         }
     }
 
-    fn netfilter(&self, key: &DropKey) -> Option<Netfilter> {
-        let caller = self.places.get(key.hook).filter(|_| key.flags & flag::HOOK != 0)?;
-        let function = self.places.get(key.hook_function);
+    fn netfilter(&self, count: &DropCount) -> Option<Netfilter> {
+        let caller = self.places.get(count.hook)?;
+        let function = self.places.get(count.hook_function);
         Some(Netfilter::of(&caller.function, function.map(|place| place.function.as_str())))
     }
 

@@ -8,7 +8,7 @@ use netobs_common::drops::{REASONS, rule};
 use super::layout::Reasons;
 
 /// What the packet carried has been taken, or is there already.
-const ALWAYS: [&str; 8] = [
+const ALWAYS: [&str; 9] = [
     // Not a drop, says the kernel.
     "NOT_DROPPED_YET",
     "CONSUMED",
@@ -20,6 +20,8 @@ const ALWAYS: [&str; 8] = [
     "TCP_OFOMERGE",
     // A reset that has done its work.
     "TCP_RESET",
+    // Left in a queue that is given up: of a socket that was closed before all was read.
+    "QUEUE_PURGE",
     // Part of a message of which all has been read (local sockets).
     "UNIX_SKIP_OOB",
 ];
@@ -38,9 +40,23 @@ const GROUP: [&str; 8] = [
 
 const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 
-/// Where packets end that have been dealt with, if no reason is specified: the functions free both these and
-/// those that are wrong, and only the latter have a reason.
-pub const PLACES: [&str; 0] = [];
+/// Where packets end that have been dealt with, if no reason is specified: these functions free such packets
+/// and wrong ones in one place, and give only the latter a reason.
+const PLACES: [&str; 3] = [
+    // The last packets of a connection of which there is only the waiting time left.
+    "tcp_v4_rcv",
+    "tcp_v6_rcv",
+    // Neighbour discovery (up to 6.2).
+    "icmpv6_rcv",
+];
+
+/// The same on kernels that give no reasons. Here it takes wrong ICMP messages for answers to pings, too; TCP
+/// frees there what nobody listens for, and so is not among them.
+const PLACES_WITHOUT_REASONS: [&str; 2] = ["icmp_rcv", "icmpv6_rcv"];
+
+pub fn places(reasons: &Reasons) -> &'static [&'static str] {
+    if reasons.is_empty() { &PLACES_WITHOUT_REASONS } else { &PLACES }
+}
 
 /// [`rule`] by reason. A kernel that tells no reasons gives none the number 0.
 pub fn rules(reasons: &Reasons) -> [u8; REASONS] {
@@ -58,4 +74,28 @@ pub fn rules(reasons: &Reasons) -> [u8; REASONS] {
             | of(&["NO_SOCKET"], rule::ECHO_REPLY);
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_go_by_name() {
+        let reasons =
+            [(1, "CONSUMED"), (2, "NOT_SPECIFIED"), (6, "NO_SOCKET"), (9, "NETFILTER_DROP"), (99999, "X")];
+        let rules =
+            super::rules(&reasons.into_iter().map(|(number, name)| (number, name.to_owned())).collect());
+        assert_eq!(rules[1], rule::ALWAYS);
+        assert_eq!(rules[2], rule::GROUP | rule::PLACE);
+        assert_eq!(rules[6], rule::GROUP | rule::ECHO_REPLY);
+        assert_eq!(rules[9], 0);
+        assert!(rules[10..].iter().all(|rule| *rule == 0));
+        assert_eq!(super::rules(&Reasons::new())[0], rule::GROUP | rule::PLACE);
+    }
+
+    #[test]
+    fn there_is_room_for_all_places() {
+        assert!(PLACES.len().max(PLACES_WITHOUT_REASONS.len()) <= netobs_common::drops::MAX_PLACES);
+    }
 }

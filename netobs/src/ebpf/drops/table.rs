@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use netobs_common::drops::DropKey;
+use netobs_common::drops::{DropCount, DropKey};
 
 use crate::ebpf::{attach::bpf, mapping::Mapping};
 
@@ -47,7 +47,7 @@ impl Table {
     ///
     /// # Errors
     /// What `bpf(2)` says; nothing is lost then.
-    pub fn drain(&mut self) -> io::Result<Vec<(DropKey, u64)>> {
+    pub fn drain(&mut self) -> io::Result<Vec<(DropKey, DropCount)>> {
         if self.switched.elapsed() < SETTLED {
             return Ok(Vec::new());
         }
@@ -55,21 +55,21 @@ impl Table {
         // What came late to the other one, before it is counted in again.
         let mut late = self.read(other, BPF_MAP_LOOKUP_AND_DELETE_BATCH)?;
         for (key, count) in &mut late {
-            *count -= self.told.remove(key).unwrap_or_default().min(*count);
+            count.packets -= self.told.remove(key).unwrap_or_default().min(count.packets);
         }
-        late.retain(|(_, count)| *count > 0);
+        late.retain(|(_, count)| count.packets > 0);
         self.told.clear();
         self.active.store(0, other as u64);
         let full = std::mem::replace(&mut self.current, other);
         self.switched = Instant::now();
         let events = self.read(full, BPF_MAP_LOOKUP_BATCH)?;
-        self.told.extend(events.iter().copied());
+        self.told.extend(events.iter().map(|(key, count)| (*key, count.packets)));
         late.extend(events);
         Ok(late)
     }
 
     /// All of a map in one call.
-    fn read(&self, map: usize, command: libc::c_int) -> io::Result<Vec<(DropKey, u64)>> {
+    fn read(&self, map: usize, command: libc::c_int) -> io::Result<Vec<(DropKey, DropCount)>> {
         #[repr(C)]
         #[derive(Default)]
         struct Batch {
@@ -83,7 +83,7 @@ impl Table {
             flags: u64,
         }
         let mut keys = vec![DropKey::ZERO; self.capacity];
-        let mut values = vec![0u64; self.capacity];
+        let mut values = vec![DropCount::default(); self.capacity];
         let mut next = 0u32;
         let mut batch = Batch {
             out_batch: (&raw mut next) as u64,

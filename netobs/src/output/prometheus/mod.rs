@@ -4,6 +4,7 @@
 
 mod cadvisor;
 mod containers;
+mod drops;
 mod exposition;
 mod host;
 mod published;
@@ -46,6 +47,7 @@ pub fn encode_cadvisor(snapshot: &Snapshot) -> Result<String, Error> {
 fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     containers::write(snapshot, out)?;
     published::write(snapshot, out)?;
+    drops::write(snapshot, out)?;
     host::write(snapshot, out)
 }
 
