@@ -1,6 +1,9 @@
 //! Looking for dropped packets, and what the program under test says of them.
 
-use std::process::{Child, Stdio};
+use std::{
+    io::Read as _,
+    process::{Child, Stdio},
+};
 
 use serde_json::Value;
 
@@ -88,16 +91,23 @@ impl Drops {
     /// Waits until its program is in the kernel.
     ///
     /// # Panics
-    /// If it is not in time.
+    /// If it ends before, or is not in time.
     pub fn looking(&mut self) {
         wait_for("netobs drops to look", LIMIT, || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let mut said = String::new();
+                if let Some(mut stderr) = self.child.stderr.take() {
+                    let _ = stderr.read_to_string(&mut said);
+                }
+                panic!("{status}: {said}");
+            }
             let folder = format!("/proc/{}/fdinfo", self.pid());
             let files = std::fs::read_dir(folder).map_err(|error| error.to_string())?;
             // Of a link to a raw tracepoint.
             let looks = files.flatten().any(|file| {
                 std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains("tp_name:\tkfree_skb"))
             });
-            if looks { Ok(()) } else { Err(format!("{:?}", self.child.try_wait())) }
+            if looks { Ok(()) } else { Err("not yet".to_owned()) }
         });
     }
 

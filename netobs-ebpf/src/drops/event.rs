@@ -66,12 +66,12 @@ pub fn record(ctx: &RawTracePointContext) {
         if ordinary && !tells_all {
             return count::hidden(totals, reason);
         }
-        read_headers(&skb, &mut key);
+        key.flags = read_headers(&skb, &mut key) as u8;
         ordinary |= rules & rule::ECHO_REPLY != 0 && is_echo_reply(&key);
         if ordinary && !tells_all {
             return count::hidden(totals, reason);
         }
-        read_place(&skb, socket, &mut key);
+        key.netns = read_place(&skb, socket, &mut key) as u32;
     }
     if ordinary {
         key.flags |= flag::ORDINARY;
@@ -97,103 +97,99 @@ fn in_places(location: u64) -> bool {
     false
 }
 
-/// Device and namespace: the receiving socket's; else the device's that the packet is at; else those of the
-/// socket or route that it has.
-#[inline(always)]
-fn read_place(skb: &Skb, receiver: u64, key: &mut DropKey) {
-    let device = Device::read(skb.device());
-    let out = kernel::device_of(skb.destination());
-    for net in [
-        kernel::net_of_socket(receiver),
-        device.as_ref().map(|device| device.net),
-        kernel::net_of_socket(skb.socket()),
-        out.as_ref().map(|out| out.net),
-    ] {
-        let Some(net) = net else { continue };
-        key.netns = kernel::inum(net);
-        if key.netns == 0 {
-            continue;
+/// The device, and returns the namespace: the receiving socket's; else the device's that the packet is at; else
+/// that of the socket or route that it has. (Functions of their own, as the stack has no room for all at once.)
+#[inline(never)]
+fn read_place(skb: &Skb, receiver: u64, key: &mut DropKey) -> u64 {
+    let (device, out) = (Device::read(skb.device()), kernel::device_of(skb.destination()));
+    let candidates =
+        [kernel::net_of_socket(receiver), device.net, kernel::net_of_socket(skb.socket()), out.net];
+    for net in candidates {
+        let inum = kernel::inum(net);
+        if inum != 0 {
+            key.ifindex = if device.net == net { device.ifindex } else { skb.received_by() };
+            key.out_ifindex = if out.net == net { out.ifindex } else { 0 };
+            return u64::from(inum);
         }
-        key.ifindex = match device {
-            Some(device) if device.net == net => device.ifindex,
-            _ => skb.received_by(),
-        };
-        if let Some(out) = out
-            && out.net == net
-        {
-            key.out_ifindex = out.ifindex;
-        }
-        return;
     }
+    0
 }
 
 const IPV4_LEN: u64 = 20;
 const IPV6_LEN: u64 = 40;
 
-#[inline(always)]
-fn read_headers(skb: &Skb, key: &mut DropKey) {
+/// Addresses, protocol and port; returns [`flag`] of what was read.
+#[inline(never)]
+fn read_headers(skb: &Skb, key: &mut DropKey) -> u64 {
     let (head, network, tail) = (skb.head(), skb.network_header(), skb.tail());
-    if let Some(mac) = skb.mac_header()
-        && mac + ETH_LEN as u64 <= network
-        && let Some(source) = kernel::read::<[u8; 6]>(head + mac, 6)
-    {
-        key.source_mac = source;
+    let mac = skb.mac_header();
+    if mac != Skb::NO_MAC_HEADER && mac + ETH_LEN as u64 <= network {
+        key.source_mac = kernel::read(head + mac, 6, [0; 6]);
     }
-    let transport = match key.ethertype {
-        ethertype::IPV4 if network + IPV4_LEN <= tail => read_ipv4(head + network, key),
-        ethertype::IPV6 if network + IPV6_LEN <= tail => read_ipv6(head + network, key),
-        _ => None,
+    let header = head + network;
+    let len = match key.ethertype {
+        ethertype::IPV4 if network + IPV4_LEN <= tail => read_ipv4(header, key),
+        ethertype::IPV6 if network + IPV6_LEN <= tail => read_ipv6(header, key),
+        _ => NO_HEADER,
     };
-    if let Some(len) = transport
-        && network + len + 4 <= tail
-    {
-        read_port(head + network + len, key);
+    if len == NO_HEADER {
+        return 0;
     }
+    let flags = u64::from(flag::ADDRESSES);
+    if len == NO_TRANSPORT || network + len + 4 > tail {
+        return flags;
+    }
+    flags | read_port(header + len, key)
 }
 
-/// The length of the header if a transport header follows.
+/// In place of a header's length: it is none, or no transport header follows.
+const NO_HEADER: u64 = 0;
+const NO_TRANSPORT: u64 = 1;
+
+/// The length of the header.
 #[inline(always)]
-fn read_ipv4(header: u64, key: &mut DropKey) -> Option<u64> {
-    let bytes: [u8; IPV4_LEN as usize] = kernel::read(header, 0)?;
-    if bytes[0] >> 4 != 4 {
-        return None;
+fn read_ipv4(header: u64, key: &mut DropKey) -> u64 {
+    let first: u8 = kernel::read(header, 0, 0);
+    if first >> 4 != 4 {
+        return NO_HEADER;
     }
-    (key.source[10], key.source[11]) = (0xff, 0xff);
-    (key.destination[10], key.destination[11]) = (0xff, 0xff);
-    [key.source[12], key.source[13], key.source[14], key.source[15]] =
-        [bytes[12], bytes[13], bytes[14], bytes[15]];
-    [key.destination[12], key.destination[13], key.destination[14], key.destination[15]] =
-        [bytes[16], bytes[17], bytes[18], bytes[19]];
-    key.protocol = bytes[9];
-    key.flags |= flag::ADDRESSES;
-    let is_first = bytes[6] & 0x1f == 0 && bytes[7] == 0;
-    is_first.then_some(u64::from(bytes[0] & 0x0f) * 4)
+    let fragment = u16::from_be(kernel::read(header, 6, 0));
+    let addresses: [[u8; 4]; 2] = kernel::read(header, 12, [[0; 4]; 2]);
+    map_ipv4(&mut key.source, addresses[0]);
+    map_ipv4(&mut key.destination, addresses[1]);
+    key.protocol = kernel::read(header, 9, 0);
+    if fragment & 0x1fff == 0 { u64::from(first & 0x0f) * 4 } else { NO_TRANSPORT }
+}
+
+/// `::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2.
+#[inline(always)]
+fn map_ipv4(to: &mut [u8; 16], address: [u8; 4]) {
+    (to[10], to[11]) = (0xff, 0xff);
+    [to[12], to[13], to[14], to[15]] = address;
 }
 
 /// As above; behind extension headers no transport header is looked for.
 #[inline(always)]
-fn read_ipv6(header: u64, key: &mut DropKey) -> Option<u64> {
-    if kernel::read::<u8>(header, 0)? >> 4 != 6 {
-        return None;
+fn read_ipv6(header: u64, key: &mut DropKey) -> u64 {
+    if kernel::read::<u8>(header, 0, 0) >> 4 != 6 {
+        return NO_HEADER;
     }
-    key.source = kernel::read(header, 8)?;
-    key.destination = kernel::read(header, 24)?;
-    key.protocol = kernel::read(header, 6)?;
-    key.flags |= flag::ADDRESSES;
-    Some(IPV6_LEN)
+    key.source = kernel::read(header, 8, [0; 16]);
+    key.destination = kernel::read(header, 24, [0; 16]);
+    key.protocol = kernel::read(header, 6, 0);
+    IPV6_LEN
 }
 
+/// [`flag::PORT`] if the protocol has any.
 #[inline(always)]
-fn read_port(header: u64, key: &mut DropKey) {
+fn read_port(header: u64, key: &mut DropKey) -> u64 {
     let offset = match key.protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => 2,
         protocol::ICMP | protocol::ICMPV6 => 0,
-        _ => return,
+        _ => return 0,
     };
-    if let Some(port) = kernel::read::<u16>(header, offset) {
-        key.port = u16::from_be(port);
-        key.flags |= flag::PORT;
-    }
+    key.port = u16::from_be(kernel::read(header, offset, 0));
+    u64::from(flag::PORT)
 }
 
 /// RFC 792, RFC 4443.
@@ -205,8 +201,11 @@ fn is_echo_reply(key: &DropKey) -> bool {
             || key.protocol == protocol::ICMPV6 && message == 129)
 }
 
-/// How far up the hook is looked for: the tracepoint's own frames, the packet filter's, and the hook's.
-const FRAMES: usize = 12;
+/// How far up the hook is looked for: the packet filter's frames, and the hook's.
+const FRAMES: usize = 8;
+
+/// Frames at the beginning that are this program's and the tracepoint's own.
+const OWN_FRAMES: u64 = 2;
 
 /// Who called the netfilter hook, and what the hook called, from the stack: which hook it was is nowhere else.
 /// 0 if it is not found.
@@ -214,7 +213,8 @@ const FRAMES: usize = 12;
 fn read_hook(ctx: *mut core::ffi::c_void, function: &mut u64) -> u64 {
     let mut frames = [0u64; FRAMES];
     // SAFETY: the destination is as long as is said.
-    let read = unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), size_of_val(&frames) as u32, 0) };
+    let read =
+        unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), size_of_val(&frames) as u32, OWN_FRAMES) };
     if read <= 0 {
         return 0;
     }

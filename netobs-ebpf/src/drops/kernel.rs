@@ -1,6 +1,6 @@
 //! Reading the kernel's structs, whose layout userspace has told.
 
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use aya_ebpf::helpers::generated;
 use netobs_common::drops::{KernelLayout, MAX_SKB_LEN};
 
 /// See [`KernelLayout`].
@@ -103,11 +103,12 @@ impl Skb {
         u64::from(self.member::<u16>(layout!(skb_network_header)))
     }
 
-    /// `None` while there is none.
-    pub fn mac_header(&self) -> Option<u64> {
-        let offset = self.member::<u16>(layout!(skb_mac_header));
-        (offset != u16::MAX).then_some(u64::from(offset))
+    /// [`Self::NO_MAC_HEADER`] while there is none.
+    pub fn mac_header(&self) -> u64 {
+        u64::from(self.member::<u16>(layout!(skb_mac_header)))
     }
+
+    pub const NO_MAC_HEADER: u64 = u16::MAX as u64;
 
     /// End of the linear part.
     pub fn tail(&self) -> u64 {
@@ -122,48 +123,50 @@ impl Skb {
     }
 }
 
-/// A device, with the namespace that it is in.
+/// A device, with the namespace that it is in. All zero: the address was none of a device. (No `Option`: of
+/// one that is `None` the compiler moves undefined bytes about, which verifiers before 6.3 refuse.)
+#[derive(Clone, Copy)]
 pub struct Device {
     pub ifindex: u32,
     pub net: u64,
 }
 
 impl Device {
-    /// `None` if the address is none of a device.
     #[inline(always)]
-    pub fn read(device: u64) -> Option<Self> {
-        let net = read::<u64>(device, layout!(dev_net))?;
-        Some(Self { ifindex: read(device, layout!(dev_ifindex))?, net })
+    pub fn read(device: u64) -> Self {
+        Self { ifindex: read(device, layout!(dev_ifindex), 0), net: read(device, layout!(dev_net), 0) }
     }
 }
 
 /// The inode number of a namespace; 0 if the address is none of one.
 #[inline(always)]
 pub fn inum(net: u64) -> u32 {
-    match read::<u32>(net, layout!(net_inum)) {
-        Some(inum) if INUMS.contains(&inum) => inum,
-        _ => 0,
-    }
+    let inum = read(net, layout!(net_inum), 0u32);
+    if INUMS.contains(&inum) { inum } else { 0 }
 }
 
-/// The namespace of a socket.
+/// The namespace of a socket, or 0.
 #[inline(always)]
-pub fn net_of_socket(socket: u64) -> Option<u64> {
-    read(socket, layout!(sock_net))
+pub fn net_of_socket(socket: u64) -> u64 {
+    read(socket, layout!(sock_net), 0)
 }
 
 /// The device that a routing decision leads to.
 #[inline(always)]
-pub fn device_of(destination: u64) -> Option<Device> {
-    Device::read(read(destination, layout!(dst_dev))?)
+pub fn device_of(destination: u64) -> Device {
+    Device::read(read(destination, layout!(dst_dev), 0))
 }
 
-/// `None` for a null pointer and for what cannot be read.
+/// `otherwise` for a null pointer and for what cannot be read.
 #[inline(always)]
-pub fn read<T>(from: u64, offset: u32) -> Option<T> {
-    if from == 0 {
-        return None;
-    }
-    // SAFETY: the helper bears any address.
-    unsafe { bpf_probe_read_kernel((from + u64::from(offset)) as *const T) }.ok()
+pub fn read<T: Copy>(from: u64, offset: u32, otherwise: T) -> T {
+    let mut value = otherwise;
+    // SAFETY: the destination is as long as is said; the helper bears any source address, and where it fails
+    // it fills the destination with zeros.
+    let failed = from == 0
+        || unsafe {
+            let from = (from + u64::from(offset)) as *const core::ffi::c_void;
+            generated::bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, from) != 0
+        };
+    if failed { otherwise } else { value }
 }

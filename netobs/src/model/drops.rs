@@ -649,3 +649,278 @@ fn same<T: PartialEq>(mut all: impl Iterator<Item = Option<T>>) -> Option<T> {
     let first = all.next()??;
     all.all(|other| other.as_ref() == Some(&first)).then_some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        ContainerInfo, ContainerState, Endpoint, InnerLink, InterfaceInfo, InterfaceKey, KernelStats,
+        Namespace, NetworkInfo, Update,
+    };
+
+    const HOST: u64 = 1;
+    const GRACE: Duration = Duration::from_secs(60);
+
+    struct Model {
+        state: State,
+        now: Instant,
+    }
+
+    /// Two networks, `front` (bridge 3) and `back` (bridge 4), and the host, which is 172.18.0.1 and 172.19.0.1.
+    fn model() -> Model {
+        let mut model = Model { state: State::new("auto", GRACE), now: Instant::now() };
+        for (index, name, subnet) in [(3, "front", "172.18.0.0/16"), (4, "back", "172.19.0.0/16")] {
+            let interface = InterfaceInfo {
+                key: InterfaceKey(index),
+                ifindex: index as u32,
+                name: format!("br-{name}"),
+                kind: InterfaceKind::Bridge,
+                place: Place::Host,
+                master: None,
+                peer_ifindex: None,
+                peer_nsid: None,
+            };
+            let kernel = KernelStats::default();
+            model.apply(Update::Attached { interface, owner: None, baseline: None, kernel, latency: None });
+            let network = NetworkInfo {
+                id: name.into(),
+                name: name.into(),
+                engine: name.into(),
+                bridge: Some(format!("br-{name}")),
+                subnets: vec![Subnet { subnet: subnet.into(), gateway: None }],
+                ..NetworkInfo::default()
+            };
+            model.apply(Update::Networks { engine: name.into(), networks: vec![network] });
+        }
+        let addresses = ["172.18.0.1", "172.19.0.1"].map(|address| address.parse().expect("address"));
+        model.apply(Update::Host { addresses: addresses.into(), proxies: Default::default() });
+        model
+    }
+
+    impl Model {
+        fn apply(&mut self, update: Update) {
+            self.state.apply(update, self.now);
+        }
+
+        /// Its namespace's inode number is 100 and its number; so is its MAC address.
+        fn container(&mut self, number: u8, name: &str, network: &str, address: &str) {
+            let addresses: Vec<IpAddr> = vec![address.parse().expect("address")];
+            let mac = format!("02:00:00:00:00:{number:02}");
+            self.apply(Update::Container(ContainerInfo {
+                id: format!("{number:064}"),
+                name: name.into(),
+                engine: "docker".into(),
+                state: ContainerState::Running,
+                pid: Some(number.into()),
+                endpoints: vec![Endpoint {
+                    network: network.into(),
+                    network_id: network.into(),
+                    addresses: addresses.clone(),
+                    mac: Some(mac.clone()),
+                }],
+                ..ContainerInfo::default()
+            }));
+            let eth0 = InnerLink { ifindex: 7, name: "eth0".into(), mac, addresses, inside: None };
+            let namespace = Namespace {
+                identity: (4, 100 + u64::from(number)),
+                nsid: Some(number.into()),
+                links: vec![eth0],
+                ..Namespace::default()
+            };
+            self.apply(Update::Namespace { id: format!("{number:064}"), namespace });
+        }
+
+        fn drops(&mut self, events: Vec<DropEvent>) -> DropReport {
+            let packets = events.iter().map(|event| event.packets).sum();
+            let by_reason = vec![ReasonTotal { reason: "R".into(), events: packets, ordinary: 0 }];
+            let host_links = [(3, "br-front".to_owned()), (4, "br-back".to_owned())].into();
+            let sample =
+                DropSample { events, by_reason, host_netns: Some(HOST), host_links, ..DropSample::default() };
+            self.apply(Update::Drops(Box::new(sample)));
+            self.state.drop_report(self.now, SystemTime::UNIX_EPOCH).expect("a report")
+        }
+
+        fn drop(&mut self, event: DropEvent) -> DropKind {
+            if let Some(drops) = &mut self.state.drops {
+                drops.rows.clear();
+            }
+            self.drops(vec![event]).rows[0].kind.clone()
+        }
+    }
+
+    /// On its way through the host, from `front` to `back`.
+    fn forwarded(from: &str, to: &str) -> DropEvent {
+        DropEvent {
+            reason: "R".into(),
+            netns: Some(HOST),
+            ifindex: Some(3),
+            out_ifindex: Some(4),
+            ethertype: 0x0800,
+            addresses: Some((from.parse().expect("address"), to.parse().expect("address"))),
+            protocol: Some(17),
+            port: Some(53),
+            packets: 1,
+            ..DropEvent::default()
+        }
+    }
+
+    fn who(party: &Party) -> (Option<&str>, Option<&str>, bool) {
+        (party.container.as_deref(), party.network.as_deref(), party.host)
+    }
+
+    #[test]
+    fn from_one_network_to_the_other() {
+        let mut model = model();
+        model.container(1, "web", "front", "172.18.0.2");
+        model.container(2, "db", "back", "172.19.0.2");
+        let kind = model.drop(forwarded("172.18.0.2", "172.19.0.2"));
+        assert_eq!(who(&kind.source), (Some("web"), Some("front"), false));
+        assert_eq!(who(&kind.destination), (Some("db"), Some("back"), false));
+        assert_eq!(
+            (kind.at.interface.as_deref(), kind.at.out_interface.as_deref()),
+            (Some("br-front"), Some("br-back"))
+        );
+        assert!(kind.at.host && kind.at.container.is_none());
+        // Nobody has the address: the network is known by device and subnet.
+        let kind = model.drop(forwarded("172.18.0.1", "172.19.0.9"));
+        assert_eq!(who(&kind.source), (None, Some("front"), true));
+        assert_eq!(who(&kind.destination), (None, Some("back"), false));
+        let kind = model.drop(forwarded("192.0.2.1", "192.0.2.2"));
+        assert_eq!((who(&kind.source), who(&kind.destination)), ((None, None, false), (None, None, false)));
+    }
+
+    #[test]
+    fn an_address_that_two_have_is_told_by_network_or_stays_open() {
+        let mut model = model();
+        model.container(1, "web", "front", "10.0.0.2");
+        model.container(2, "db", "back", "10.0.0.2");
+        let kind = model.drop(forwarded("10.0.0.2", "10.0.0.2"));
+        assert_eq!(who(&kind.source), (Some("web"), Some("front"), false));
+        assert_eq!(who(&kind.destination), (Some("db"), Some("back"), false));
+        let kind =
+            model.drop(DropEvent { ifindex: None, out_ifindex: None, ..forwarded("10.0.0.2", "10.0.0.2") });
+        assert_eq!(who(&kind.source), (None, None, false));
+        assert_eq!(kind.source.ambiguous, ["web", "db"]);
+    }
+
+    #[test]
+    fn who_sent_it_is_told_by_the_mac_address_first() {
+        let mut model = model();
+        model.container(1, "web", "front", "172.18.0.2");
+        model.container(2, "liar", "front", "172.18.0.3");
+        let mac = Some("02:00:00:00:00:02".to_owned());
+        let kind = model.drop(DropEvent { source_mac: mac.clone(), ..forwarded("172.18.0.2", "192.0.2.1") });
+        assert_eq!(who(&kind.source), (Some("liar"), Some("front"), false));
+        let kind = model.drop(DropEvent {
+            source_mac: mac,
+            addresses: None,
+            ..forwarded("172.18.0.2", "192.0.2.1")
+        });
+        assert_eq!(who(&kind.source), (Some("liar"), Some("front"), false));
+    }
+
+    #[test]
+    fn inside_a_container_only_its_networks_count() {
+        let mut model = model();
+        model.container(1, "web", "front", "172.18.0.2");
+        model.container(2, "db", "front", "172.18.0.3");
+        model.container(3, "far", "back", "172.19.0.2");
+        let inside = |from: &str, netns| DropEvent {
+            netns: Some(netns),
+            ifindex: Some(7),
+            out_ifindex: None,
+            ..forwarded(from, "172.18.0.2")
+        };
+        let kind = model.drop(inside("172.18.0.3", 101));
+        assert_eq!(who(&kind.source), (Some("db"), Some("front"), false));
+        assert_eq!(who(&kind.destination), (Some("web"), Some("front"), false));
+        assert_eq!((kind.at.container.as_deref(), kind.at.interface.as_deref()), (Some("web"), Some("eth0")));
+        // What has that address in there may be of a world of its own.
+        let kind = model.drop(inside("172.19.0.2", 101));
+        assert_eq!(who(&kind.source), (None, None, false));
+        // In a namespace of nobody's all addresses are.
+        let kind = model.drop(inside("172.18.0.3", 999));
+        assert_eq!((who(&kind.source), who(&kind.destination)), ((None, None, false), (None, None, false)));
+        assert_eq!(kind.at.namespace.as_deref(), Some("net:[999]"));
+        let kind = model.drop(DropEvent { netns: None, ..inside("172.18.0.3", 0) });
+        assert_eq!((who(&kind.source), kind.at.namespace), ((None, None, false), None));
+    }
+
+    #[test]
+    fn an_address_that_was_anothers_since_the_last_reading_stays_open() {
+        let mut model = model();
+        model.container(1, "old", "front", "172.18.0.2");
+        model.drops(Vec::new());
+        model.now += Duration::from_millis(500);
+        model.apply(Update::Removed { id: format!("{:064}", 1) });
+        model.container(2, "new", "front", "172.18.0.2");
+        let kind = model.drop(forwarded("172.18.0.2", "192.0.2.1"));
+        assert_eq!(kind.source.ambiguous, ["old", "new"]);
+        model.now += Duration::from_secs(1);
+        model.drops(Vec::new());
+        let report = model.drops(vec![forwarded("172.18.0.2", "192.0.2.1")]);
+        assert!(report.rows.iter().any(|row| who(&row.kind.source) == (Some("new"), Some("front"), false)));
+    }
+
+    #[test]
+    fn rows_and_edges_are_bounded_and_add_up() {
+        let mut model = model();
+        model.container(1, "web", "front", "172.18.0.2");
+        let ports = u16::try_from(MAX_ROWS).expect("a port") + 10;
+        let events: Vec<DropEvent> = (0..ports)
+            .map(|port| DropEvent { port: Some(port), packets: 2, ..forwarded("172.18.0.2", "172.19.0.2") })
+            .collect();
+        let report = model.drops(events);
+        let listed = |report: &DropReport| report.rows.iter().map(|row| row.packets).sum::<u64>();
+        assert_eq!((report.rows.len(), report.unlisted, report.pending), (MAX_ROWS, 20, 0));
+        assert_eq!(listed(&report) + report.unlisted, report.events);
+        assert_eq!(report.edges.values().copied().collect::<Vec<_>>(), [2 * u64::from(ports)]);
+        model.now += GRACE;
+        model.state.expire(model.now);
+        let report = model.state.drop_report(model.now, SystemTime::UNIX_EPOCH).expect("a report");
+        assert!(report.rows.is_empty());
+        assert_eq!((report.forgotten + report.unlisted, report.pending), (report.events, 0));
+        let mut many = DropState::default();
+        for number in 0..MAX_EDGES + 5 {
+            let source = Party { network: Some(number.to_string()), ..Party::default() };
+            many.add(DropKind { source, ..kind_of_nothing() }, 3, model.now);
+        }
+        assert_eq!(many.edges.len(), MAX_EDGES + 1);
+        let other =
+            many.edges.iter().find(|(edge, _)| edge.source == EdgeEnd::Other).map(|(_, packets)| *packets);
+        assert_eq!(other, Some(15));
+    }
+
+    fn kind_of_nothing() -> DropKind {
+        DropKind {
+            reason: "R".into(),
+            ordinary: false,
+            source: Party::default(),
+            destination: Party::default(),
+            ethertype: 0,
+            protocol: None,
+            port: None,
+            icmp_type: None,
+            icmp_code: None,
+            place: None,
+            netfilter: None,
+            at: Location::default(),
+        }
+    }
+
+    #[test]
+    fn netfilter_by_who_called_whom() {
+        let forward = Netfilter::of("ip_forward", Some("nft_do_chain_ipv4"));
+        assert_eq!(
+            (forward.hook, forward.by.as_deref(), forward.table),
+            (Some("forward"), Some("nf_tables"), None)
+        );
+        let input = Netfilter::of("ip_local_deliver", Some("iptable_filter_hook"));
+        assert_eq!(
+            (input.hook, input.by.as_deref(), input.table),
+            (Some("input"), Some("ip_tables"), Some("filter"))
+        );
+        let other = Netfilter::of("something_new", None);
+        assert_eq!((other.hook, other.by, other.caller.as_str()), (None, None, "something_new"));
+    }
+}
