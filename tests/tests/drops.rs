@@ -1,10 +1,17 @@
 //! Dropped packets on whatever kernel this is: whose they were, exact counts, what is no drop, and what
 //! happens where it cannot be told. Without an engine.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use netobs_tests::{
-    drops::{Drops, packets, reason, rows},
+    drops::{self, Drops, packets, reason, rows},
     http, kernel,
     netns::Netns,
     pretend::Pretend,
@@ -77,7 +84,7 @@ fn a_closed_port_in_a_container() {
     let world = World::new();
     let report = world.during(&[], || world.send(std::iter::repeat_n(9999, 7)));
     let found = world.rows(&report);
-    let [row] = found.as_slice() else { panic!("one row: {found:#?}") };
+    let [row] = found.as_slice() else { panic!("one row: {report}") };
     assert_eq!(row["packets"], 7);
     assert_eq!(row["reason"], reason("NO_SOCKET"));
     assert_eq!(
@@ -112,7 +119,7 @@ fn a_frame_without_addresses_is_told_by_namespace_and_mac() {
     let frame = [two.as_slice(), &one, &[0x88, 0xb5], &[0; 50]].concat();
     let report = world.during(&[], || traffic::raw(world.one.netns(), "eth0", vec![frame; 5]));
     let found = world.rows(&report);
-    let [row] = found.as_slice() else { panic!("one row: {found:#?}") };
+    let [row] = found.as_slice() else { panic!("one row: {report}") };
     assert_eq!(row["packets"], 5);
     assert_eq!(row["reason"], reason("UNHANDLED_PROTO"));
     assert_eq!(
@@ -124,10 +131,12 @@ fn a_frame_without_addresses_is_told_by_namespace_and_mac() {
     assert_eq!(number(row, "ethertype"), 0x88b5);
 }
 
+const CONNECTIONS: u64 = 3;
+
 fn ping_and_talk(world: &World) {
     world.one.netns().sh(&format!("busybox ping -q -c 3 -i 0.1 {TWO}"));
     let address = format!("{TWO}:5001").parse().expect("address");
-    for _ in 0..3 {
+    for _ in 0..CONNECTIONS {
         traffic::tcp(world.one.netns(), world.two.netns(), address, 100_000);
     }
 }
@@ -136,7 +145,13 @@ fn ping_and_talk(world: &World) {
 fn ordinary_ends_are_no_drops() {
     let world = World::new();
     let report = world.during(&[], || ping_and_talk(&world));
-    assert_eq!(world.rows(&report), Vec::<Value>::new());
+    // Without reasons the last packet of a connection looks like one that nobody listens for.
+    let is_last = |row: &Value| {
+        !drops::has_reasons() && row["place"].as_str().is_some_and(|place| place.starts_with("tcp_v4_rcv+"))
+    };
+    let (last, found): (Vec<Value>, Vec<Value>) = world.rows(&report).into_iter().partition(is_last);
+    assert_eq!(found, Vec::<Value>::new());
+    assert!(packets(&last) <= CONNECTIONS, "{report}");
     assert!(number(&report, "ordinary") >= 3, "{report}");
 }
 
@@ -151,7 +166,10 @@ fn ordinary_ends_are_shown_when_asked_for() {
     });
     assert_eq!(packets(&replies), 3, "{report}");
     assert!(replies.iter().all(|row| row["ordinary"] == true && row["reason"] == reason("NO_SOCKET")));
-    assert!(world.rows(&report).iter().all(|row| row["ordinary"] == true), "{report}");
+    assert!(
+        !drops::has_reasons() || world.rows(&report).iter().all(|row| row["ordinary"] == true),
+        "{report}"
+    );
     assert_eq!(number(&report, "ordinary"), 0, "none is hidden");
 }
 
@@ -261,15 +279,17 @@ fn as_they_come() {
     drops.looking();
     let one = world.one.name().to_owned();
     // Each round is printed by itself; others' drops may be, too.
-    let sender = world.one.netns().spawn(|| {
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&ended);
+    let sender = world.one.netns().spawn(move || {
         let socket = UdpSocket::bind("10.79.0.11:0").expect("bind");
-        for _ in 0..40 {
-            // Refused by now; that is what it is for.
-            let _ = socket.send_to(b"drop me", (TWO, 9998));
-            std::thread::sleep(Duration::from_millis(100));
+        while !until.load(Ordering::Relaxed) {
+            socket.send_to(b"drop me", (TWO, 9998)).expect("send");
+            std::thread::sleep(Duration::from_millis(20));
         }
     });
     let text = drops.output();
+    ended.store(true, Ordering::Relaxed);
     sender.join().expect("the sender");
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("time,new,packets,reason,"), "{text}");

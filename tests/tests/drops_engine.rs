@@ -75,7 +75,7 @@ fn scenario_3_the_isolation_of_two_networks() {
     }
     assert_eq!(line.split_whitespace().next(), Some("5"), "{line}");
     let csv = csv.output();
-    assert!(csv.contains(&format!(",NETFILTER_DROP,false,")) && csv.contains(&to.name), "{csv}");
+    assert!(csv.contains(",NETFILTER_DROP,false,") && csv.contains(&to.name), "{csv}");
 
     let metrics = wait_for("the metric", LIMIT, || match http::get(looking.agent.port, "/metrics") {
         Ok((200, body)) if body.contains("netobs_drops_total{") => Ok(body),

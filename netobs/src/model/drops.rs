@@ -76,7 +76,6 @@ impl Netfilter {
                 Some("output")
             }
             "ip_output" | "ip6_output" | "ip_mc_output" => Some("postrouting"),
-            "br_nf_pre_routing" | "br_nf_pre_routing_ipv6" | "br_nf_hook_thresh" => None,
             "br_nf_forward_ip" | "br_nf_forward" | "br_nf_forward_arp" => Some("forward"),
             "br_nf_post_routing" => Some("postrouting"),
             _ => None,
@@ -85,7 +84,7 @@ impl Netfilter {
             Some(function) if function.starts_with("nft_do_chain") => (Some("nf_tables"), None),
             Some("ipt_do_table") => (Some("ip_tables"), None),
             Some("ip6t_do_table") => (Some("ip6_tables"), None),
-            Some("ebt_do_table" | "ebt_broute" | "ebt_filter_in") => (Some("ebtables"), None),
+            Some("ebt_do_table") => (Some("ebtables"), None),
             Some("iptable_filter_hook") => (Some("ip_tables"), Some("filter")),
             Some("iptable_mangle_hook") => (Some("ip_tables"), Some("mangle")),
             Some("iptable_raw_hook") => (Some("ip_tables"), Some("raw")),

@@ -81,7 +81,7 @@ mod tests {
         };
         let btf = Btf::parse(&bytes).expect("BTF");
         let layout = layout(&btf).expect("a layout");
-        assert!(layout.skb_len as usize <= MAX_SKB_LEN && layout.skb_len % 8 == 0, "{layout:?}");
+        assert!(layout.skb_len as usize <= MAX_SKB_LEN && layout.skb_len.is_multiple_of(8), "{layout:?}");
         assert_eq!(layout.has_reason != 0, reasons(&btf).values().any(|name| name == "NO_SOCKET"));
     }
 }

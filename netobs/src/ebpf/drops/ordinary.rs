@@ -42,7 +42,11 @@ const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 
 /// Where packets end that have been dealt with, if no reason is specified: these functions free such packets
 /// and wrong ones in one place, and give only the latter a reason.
-const PLACES: [&str; 3] = [
+const PLACES: [&str; 6] = [
+    // What has the reason `QUEUE_PURGE` later (from 6.8 on).
+    "sk_stream_kill_queues",
+    "skb_queue_purge",
+    "skb_rbtree_purge",
     // The last packets of a connection of which there is only the waiting time left.
     "tcp_v4_rcv",
     "tcp_v6_rcv",
@@ -52,7 +56,8 @@ const PLACES: [&str; 3] = [
 
 /// The same on kernels that give no reasons. Here it takes wrong ICMP messages for answers to pings, too; TCP
 /// frees there what nobody listens for, and so is not among them.
-const PLACES_WITHOUT_REASONS: [&str; 2] = ["icmp_rcv", "icmpv6_rcv"];
+const PLACES_WITHOUT_REASONS: [&str; 5] =
+    ["sk_stream_kill_queues", "skb_queue_purge", "skb_rbtree_purge", "icmp_rcv", "icmpv6_rcv"];
 
 pub fn places(reasons: &Reasons) -> &'static [&'static str] {
     if reasons.is_empty() { &PLACES_WITHOUT_REASONS } else { &PLACES }
