@@ -77,12 +77,14 @@ pub mod flag {
 pub mod rule {
     /// Always.
     pub const ALWAYS: u8 = 1;
-    /// If the packet was not for this host alone: broadcast, multicast, or for another (`skb->pkt_type`).
+    /// If it was broadcast or multicast (`skb->pkt_type`).
     pub const GROUP: u8 = 2;
     /// If it is an ICMP echo reply.
     pub const ECHO_REPLY: u8 = 4;
     /// In one of the places given.
     pub const PLACE: u8 = 8;
+    /// If it was for another host (`skb->pkt_type`). So are frames on their way through a bridge.
+    pub const OTHER_HOST: u8 = 16;
 }
 
 /// Reasons that are told apart in [`DropTotals`]; the last one stands for all others.

@@ -265,6 +265,7 @@ impl Agent {
                 }
                 let own = procfs::netns_identity(&self.proc_root, std::process::id());
                 sample.host_netns = own.ok().map(|(_, inode)| inode);
+                self.state.apply(Update::Works { feature: DROPS }, now);
                 self.state.apply(Update::Drops(Box::new(sample)), now);
             }
             Err(error) => {

@@ -131,6 +131,28 @@ fn a_frame_without_addresses_is_told_by_namespace_and_mac() {
     assert_eq!(number(row, "ethertype"), 0x88b5);
 }
 
+/// Ports of a bridge that may not talk to each other: to the bridge the frames are another host's, as all that
+/// pass it are, and dropped all the same.
+#[test]
+fn what_a_bridge_does_not_let_through() {
+    let world = World::new();
+    world.host.sh("for port in v11 v12; do ip link set $port type bridge_slave isolated on; done");
+    for (from, number, to) in [(&world.one, 12, &world.two), (&world.two, 11, &world.one)] {
+        let mac = kernel::mac(to.netns(), "eth0");
+        from.netns().sh(&format!("ip neigh replace 10.79.0.{number} lladdr {mac} dev eth0"));
+    }
+    // So that the bridge knows at which port the second one is.
+    world.two.netns().sh("busybox ping -q -c 1 10.79.0.1");
+    let report = world.during(&[], || world.send(std::iter::repeat_n(9999, 6)));
+    let found = world.rows(&report);
+    let [row] = found.as_slice() else { panic!("one row: {report}") };
+    assert_eq!(row["packets"], 6);
+    assert_eq!(row["source"]["container_id"], world.one.id.as_str());
+    assert_eq!(row["destination"]["container_id"], world.two.id.as_str());
+    assert_eq!((&row["at"]["host"], &row["ordinary"]), (&true.into(), &false.into()), "{row}");
+    assert!(row["place"].as_str().is_some_and(|place| place.starts_with("br_")), "{row}");
+}
+
 const CONNECTIONS: u64 = 3;
 
 fn ping_and_talk(world: &World) {

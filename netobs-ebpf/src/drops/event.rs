@@ -6,7 +6,7 @@ use netobs_ebpf::packet::{ETH_LEN, ethertype, protocol};
 
 use crate::{
     count,
-    kernel::{self, Device, Skb, layout},
+    kernel::{self, Device, Skb, layout, packet_type},
 };
 
 /// [`rule`] for each reason.
@@ -62,7 +62,7 @@ pub fn record(ctx: &RawTracePointContext) {
     if skb.read(ctx.arg(0)) {
         key.ethertype = skb.ethertype();
         // Without an EtherType it is none of a network's: local sockets, netlink.
-        ordinary |= key.ethertype == 0 || rules & rule::GROUP != 0 && skb.is_for_others();
+        ordinary |= key.ethertype == 0 || rules & rule_of(skb.packet_type()) != 0;
         if ordinary && !tells_all {
             return count::hidden(totals, reason);
         }
@@ -84,6 +84,16 @@ pub fn record(ctx: &RawTracePointContext) {
         }
         count
     });
+}
+
+/// What makes a packet of this type an ordinary end; 0 if its type does not.
+#[inline(always)]
+fn rule_of(packet_type: u8) -> u8 {
+    match packet_type {
+        packet_type::BROADCAST | packet_type::MULTICAST => rule::GROUP,
+        packet_type::OTHER_HOST => rule::OTHER_HOST,
+        _ => 0,
+    }
 }
 
 #[inline(always)]

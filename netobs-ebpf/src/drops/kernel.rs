@@ -115,12 +115,18 @@ impl Skb {
         u64::from(self.member::<u32>(layout!(skb_tail)))
     }
 
-    /// Whether it was for more than this host, or for another: `PACKET_BROADCAST`, `PACKET_MULTICAST` or
-    /// `PACKET_OTHERHOST` of linux/if_packet.h.
-    pub fn is_for_others(&self) -> bool {
+    /// For whom it was: one of [`packet_type`] or another.
+    pub fn packet_type(&self) -> u8 {
         let byte: u8 = self.member(layout!(skb_pkt_type));
-        matches!(byte >> (layout!(skb_pkt_type_shift) & 7) & 7, 1..=3)
+        byte >> (layout!(skb_pkt_type_shift) & 7) & 7
     }
+}
+
+/// linux/if_packet.h
+pub mod packet_type {
+    pub const BROADCAST: u8 = 1;
+    pub const MULTICAST: u8 = 2;
+    pub const OTHER_HOST: u8 = 3;
 }
 
 /// A device, with the namespace that it is in. All zero: the address was none of a device. (No `Option`: of

@@ -8,7 +8,9 @@ use netobs_common::drops::{REASONS, rule};
 use super::layout::Reasons;
 
 /// What the packet carried has been taken, or is there already.
-const ALWAYS: [&str; 9] = [
+const ALWAYS: [&str; 10] = [
+    // For another host, and not forwarded: it was flooded, or the interface is promiscuous.
+    "OTHERHOST",
     // Not a drop, says the kernel.
     "NOT_DROPPED_YET",
     "CONSUMED",
@@ -26,17 +28,21 @@ const ALWAYS: [&str; 9] = [
     "UNIX_SKIP_OOB",
 ];
 
-/// If the packet was not for this host alone: every receiver that has no use for its copy frees it.
+/// If it was broadcast or multicast: every receiver that has no use for its copy frees it.
 const GROUP: [&str; 8] = [
     NOT_SPECIFIED,
-    "OTHERHOST",
     "UNHANDLED_PROTO",
     "IPV6DISABLED",
     "NO_SOCKET",
     "IP_NOPROTO",
     "UNICAST_IN_L2_MULTICAST",
     "IP_INADDRERRORS",
+    "NO_TX_TARGET",
 ];
+
+/// If it was for another host. Not if the reason is not specified: a bridge gives no other for what it does not
+/// let through.
+const OTHER_HOST: [&str; 1] = ["UNHANDLED_PROTO"];
 
 const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 
@@ -75,6 +81,7 @@ pub fn rules(reasons: &Reasons) -> [u8; REASONS] {
         let of = |names: &[&str], bit: u8| if names.contains(&name) { bit } else { 0 };
         rules[*number as usize] = of(&ALWAYS, rule::ALWAYS)
             | of(&GROUP, rule::GROUP)
+            | of(&OTHER_HOST, rule::OTHER_HOST)
             | of(&[NOT_SPECIFIED], rule::PLACE)
             | of(&["NO_SOCKET"], rule::ECHO_REPLY);
     }
