@@ -3,6 +3,7 @@
 use std::{
     io::Read as _,
     process::{Child, Stdio},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -13,6 +14,10 @@ use crate::{
     program::{Agent, LIMIT, netobs},
     wait_for,
 };
+
+/// How long it may take to read the kernel's type information and symbols: no second, but where every
+/// instruction is emulated.
+const LOADED: Duration = Duration::from_secs(90);
 
 /// Whether the running kernel gives reasons (5.17).
 pub fn has_reasons() -> bool {
@@ -93,7 +98,7 @@ impl Drops {
     /// # Panics
     /// If it ends before, or is not in time.
     pub fn looking(&mut self) {
-        wait_for("netobs drops to look", LIMIT, || {
+        wait_for("netobs drops to look", LOADED, || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let mut said = String::new();
                 if let Some(mut stderr) = self.child.stderr.take() {

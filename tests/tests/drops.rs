@@ -100,7 +100,10 @@ fn a_closed_port_in_a_container() {
     assert_eq!(row["at"]["interface"], "eth0");
     let inode = std::fs::read_link(format!("/proc/{}/ns/net", world.two.netns().pid())).expect("namespace");
     assert_eq!(row["at"]["namespace"], inode.to_str().expect("text"));
-    assert!(row["place"].as_str().is_some_and(|place| place.starts_with("__udp4_lib_rcv+0x")), "{row}");
+    assert!(
+        row["place"].as_str().is_some_and(|place| place.contains("udp") && place.contains("_rcv+0x")),
+        "{row}"
+    );
     assert_eq!((&row["ordinary"], &row["netfilter"]), (&false.into(), &Value::Null));
 }
 
@@ -187,7 +190,8 @@ fn ordinary_ends_are_shown_when_asked_for() {
             && row["icmp_type"] == 0
     });
     assert_eq!(packets(&replies), 3, "{report}");
-    assert!(replies.iter().all(|row| row["ordinary"] == true && row["reason"] == reason("NO_SOCKET")));
+    let as_wanted = |row: &Value| row["ordinary"] == true && row["reason"] == reason("NO_SOCKET");
+    assert!(replies.iter().all(as_wanted), "{replies:?}");
     assert!(
         !drops::has_reasons() || world.rows(&report).iter().all(|row| row["ordinary"] == true),
         "{report}"

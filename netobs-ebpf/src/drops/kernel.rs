@@ -167,12 +167,17 @@ pub fn device_of(destination: u64) -> Device {
 #[inline(always)]
 pub fn read<T: Copy>(from: u64, offset: u32, otherwise: T) -> T {
     let mut value = otherwise;
-    // SAFETY: the destination is as long as is said; the helper bears any source address, and where it fails
-    // it fills the destination with zeros.
-    let failed = from == 0
-        || unsafe {
-            let from = (from + u64::from(offset)) as *const core::ffi::c_void;
-            generated::bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, from) != 0
-        };
-    if failed { otherwise } else { value }
+    if read_into(&mut value, from, offset) { value } else { otherwise }
+}
+
+/// In place. What cannot be read becomes zero, or is left for a null pointer.
+#[inline(always)]
+pub fn read_into<T: Copy>(to: &mut T, from: u64, offset: u32) -> bool {
+    let address = (from + u64::from(offset)) as *const core::ffi::c_void;
+    // SAFETY: the destination is as long as is said; the helper bears any source address.
+    from != 0
+        && unsafe {
+            generated::bpf_probe_read_kernel(core::ptr::from_mut(to).cast(), size_of::<T>() as u32, address)
+                == 0
+        }
 }

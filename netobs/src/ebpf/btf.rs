@@ -148,12 +148,9 @@ impl<'a> Btf<'a> {
     }
 
     fn find(&self, kinds: &[u32], name: &str) -> Result<Type, BtfError> {
-        let found = self
-            .starts
-            .iter()
-            .filter_map(|start| self.type_at(*start as usize))
-            .find(|found| kinds.contains(&found.kind) && self.string(found.name) == Some(name));
-        found.ok_or_else(|| BtfError::Missing(name.to_owned()))
+        let mut all = self.starts.iter().filter_map(|start| self.type_at(*start as usize));
+        all.find(|found| kinds.contains(&found.kind) && self.is_called(found.name, name))
+            .ok_or_else(|| BtfError::Missing(name.to_owned()))
     }
 
     fn member_at(&self, within: Type, path: &str) -> Option<Member> {
@@ -173,16 +170,15 @@ impl<'a> Btf<'a> {
             let (called, id, offset) = (self.word(at)?, self.word(at + WORD)?, self.word(at + 2 * WORD)?);
             let (bit_offset, bit_size) =
                 if within.flag { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
-            match self.string(called)? {
-                called if called == name => return Some((Member { bit_offset, bit_size }, id)),
-                "" => {
-                    let inner = self.structure(id).and_then(|inner| self.member_of(inner, name, left));
-                    if let Some((mut member, id)) = inner {
-                        member.bit_offset = member.bit_offset.checked_add(bit_offset)?;
-                        return Some((member, id));
-                    }
+            if self.is_called(called, name) {
+                return Some((Member { bit_offset, bit_size }, id));
+            }
+            if called == 0 {
+                let inner = self.structure(id).and_then(|inner| self.member_of(inner, name, left));
+                if let Some((mut member, id)) = inner {
+                    member.bit_offset = member.bit_offset.checked_add(bit_offset)?;
+                    return Some((member, id));
                 }
-                _ => {}
             }
         }
         None
@@ -221,6 +217,12 @@ impl<'a> Btf<'a> {
 
     fn word(&self, at: usize) -> Option<u32> {
         word(self.types, at)
+    }
+
+    /// Without looking for the string's end, of which there are many.
+    fn is_called(&self, at: u32, name: &str) -> bool {
+        let from = self.strings.get(at as usize..).unwrap_or_default();
+        from.starts_with(name.as_bytes()) && from.get(name.len()) == Some(&0)
     }
 
     fn string(&self, at: u32) -> Option<&'a str> {
