@@ -159,23 +159,28 @@ const NO_TRANSPORT: u64 = 1;
 /// The length of the header.
 #[inline(always)]
 fn read_ipv4(header: u64, key: &mut DropKey) -> u64 {
-    let first: u8 = kernel::read(header, 0, 0);
+    // Words, as in RFC 791's picture.
+    let mut words = [0u32; IPV4_LEN as usize / 4];
+    if !kernel::read_into(&mut words, header, 0) {
+        return NO_HEADER;
+    }
+    let first = words[0].to_ne_bytes()[0];
     if first >> 4 != 4 {
         return NO_HEADER;
     }
-    let fragment = u16::from_be(kernel::read(header, 6, 0));
-    read_address(&mut key.source, header, 12);
-    read_address(&mut key.destination, header, 16);
-    key.protocol = kernel::read(header, 9, 0);
-    if fragment & 0x1fff == 0 { u64::from(first & 0x0f) * 4 } else { NO_TRANSPORT }
+    map_ipv4(&mut key.source, words[3]);
+    map_ipv4(&mut key.destination, words[4]);
+    key.protocol = words[2].to_ne_bytes()[1];
+    let is_first = u32::from_be(words[1]) & 0x1fff == 0;
+    if is_first { u64::from(first & 0x0f) * 4 } else { NO_TRANSPORT }
 }
 
 /// As `::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2.
 #[inline(always)]
-fn read_address(to: &mut [u8; 16], header: u64, offset: u32) {
+fn map_ipv4(to: &mut [u8; 16], address: u32) {
     (to[10], to[11]) = (0xff, 0xff);
     let [.., a, b, c, d] = to;
-    [*a, *b, *c, *d] = kernel::read(header, offset, 0u32).to_ne_bytes();
+    [*a, *b, *c, *d] = address.to_ne_bytes();
 }
 
 /// As above; behind extension headers no transport header is looked for.
