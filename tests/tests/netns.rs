@@ -175,7 +175,8 @@ fn the_programs_log_when_asked_and_only_then() {
         let mut command = netobs_tests::program::netobs(Some(&world.host));
         command.args(["watch", "--no-engine", "--interval", "100ms", "--output", "json"]).args(arguments);
         command
-            .env("NETOBS_LOG", "debug")
+            // Loading the object says more than a pipe holds that nobody reads.
+            .env("NETOBS_LOG", "debug,aya=info,aya_obj=info")
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped());
         let mut child = netobs_tests::netns::die_with_parent(&mut command).spawn().expect("start");
