@@ -30,7 +30,7 @@ pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     kinds
 }
 
-/// Entries of a process's BPF maps, by the maps' names; of an array, those that are not all zero. The blocks of
+/// Entries of a process's BPF maps, by the maps' names; of an array, those that are not all zero. Cells of flows that are free keep what they had, until they are taken anew. The blocks of
 /// counters are left out: which are in use, userspace knows.
 ///
 /// # Panics
@@ -41,7 +41,9 @@ pub fn map_entries(pid: u32) -> BTreeMap<String, usize> {
         let info = MapInfo::from_id(id).expect("a map");
         let name = info.name_as_str().unwrap_or_default().to_owned();
         let count = match info.map_type().expect("a type") {
-            MapType::Array if name == "COUNTERS" => continue,
+            MapType::Array if name == "COUNTERS" || name.starts_with("FLOW_") => continue,
+            // Even or odd, whichever is written.
+            MapType::Array if name == "OVERFLOW_EPOCH" => continue,
             MapType::Array => array_entries(&info),
             MapType::Hash | MapType::PerCpuHash | MapType::CgroupStorage => keys(&info),
             _ => continue,
