@@ -225,4 +225,5 @@ const _: () = assert!(size_of::<FlowOwner>() == 48 && size_of::<OverflowFlow>() 
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
 
+pub mod drops;
 pub mod trace;

@@ -17,6 +17,7 @@ use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
     drain::Drain,
+    ebpf::drops::{DropOptions, Drops},
     inside::Inside,
     model::{
         ContainerInfo, ContainerState, KernelStats, NetworkInfo, Point, PublishedPort, Sample, Snapshot,
@@ -38,6 +39,16 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 /// How often what has ended is looked through, whether or not anybody asks for samples.
 const CLEANUP_PAUSE: Duration = Duration::from_secs(10);
 
+/// How often dropped packets are read, whether or not anybody asks for samples: the kernel's map of them is
+/// bounded.
+const DROPS_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the first reading of dropped packets waits for the engines to tell whose addresses are whose.
+const DROPS_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Name of the feature, where it cannot be had.
+const DROPS: &str = "drops";
+
 /// A scan of `/proc` for containers is not repeated sooner.
 const SCAN_PAUSE: Duration = Duration::from_millis(10);
 
@@ -52,6 +63,8 @@ pub struct Config {
     pub flow_interval: Option<Duration>,
     /// How long what has ended is still told of.
     pub grace: Duration,
+    /// None: dropped packets are not looked for.
+    pub drops: Option<DropOptions>,
     pub engines: Vec<EngineTask>,
     /// Where `/proc` of the host is.
     pub proc_root: PathBuf,
@@ -66,6 +79,7 @@ impl Config {
             flows: FlowOptions { max_flows: 0, ..FlowOptions::default() },
             flow_interval: None,
             grace,
+            drops: None,
             engines: Vec::new(),
             proc_root: PathBuf::from("/proc"),
             known: None,
@@ -90,6 +104,10 @@ pub struct Agent {
     next_scan_without_engine: Option<Instant>,
     last_cleanup: Instant,
     inside: Inside,
+    /// None: not looked for, or not to be had.
+    drops: Option<Drops>,
+    next_drops: Instant,
+    started: Instant,
     /// Published ports by container, as they were when the host was last looked at.
     published: BTreeMap<String, Vec<PublishedPort>>,
     _drain: Option<Drain>,
@@ -112,6 +130,7 @@ impl Agent {
             std::thread::spawn(move || Attacher::start(observer, sender))
         };
         let now = Instant::now();
+        let drops = config.drops.and_then(|options| load_drops(&options, &mut state, now));
         let finds_containers = config.known.is_none();
         let (containers, networks) = config.known.unwrap_or_default();
         for info in containers {
@@ -141,6 +160,9 @@ impl Agent {
             state,
             observer,
             inside,
+            drops,
+            next_drops: now,
+            started: now,
             published: BTreeMap::new(),
             _drain: drain,
             netlink: Netlink::connect()?,
@@ -163,7 +185,9 @@ impl Agent {
     pub async fn changed(&mut self) {
         let cleanup = self.last_cleanup + CLEANUP_PAUSE;
         let scan = self.next_scan_without_engine.filter(|_| !self.state.any_engine());
-        let retry = self.retries.values().map(|(at, _)| *at).chain(self.inside.next_try()).chain(scan).min();
+        let drops = self.drops.is_some().then_some(self.next_drops);
+        let retries = self.retries.values().map(|(at, _)| *at);
+        let retry = retries.chain(self.inside.next_try()).chain(scan).chain(drops).min();
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
@@ -173,6 +197,9 @@ impl Agent {
             () = wait => {}
         }
         self.apply_waiting();
+        if self.next_drops <= Instant::now() {
+            self.read_drops();
+        }
         if self.last_cleanup.elapsed() >= CLEANUP_PAUSE {
             self.forget();
         }
@@ -193,6 +220,11 @@ impl Agent {
         self.state.settled(&self.engines)
     }
 
+    /// Whether dropped packets are looked for.
+    pub fn looks_for_drops(&self) -> bool {
+        self.drops.is_some()
+    }
+
     /// Interfaces that are observed.
     pub fn attached(&self) -> usize {
         lock(&self.observer).attached()
@@ -206,6 +238,7 @@ impl Agent {
     /// Reads all counters, netobs's and the kernel's own, and tells what is known by now.
     pub fn sample(&mut self) -> Snapshot {
         self.apply_waiting();
+        self.read_drops();
         self.forget();
         let now = Instant::now();
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
@@ -236,6 +269,31 @@ impl Agent {
         let now = Instant::now();
         self.apply(Update::Flows(records), now);
         self.state.conversations(now, SystemTime::now(), keep, limit)
+    }
+
+    /// Reads what was dropped since the last time. Not before it can be told whose it was.
+    fn read_drops(&mut self) {
+        let now = Instant::now();
+        self.next_drops = now + DROPS_PAUSE;
+        let Some(drops) = &mut self.drops else { return };
+        if !self.state.settled(&self.engines) && now.duration_since(self.started) < DROPS_PATIENCE {
+            return;
+        }
+        match drops.read() {
+            Ok(mut sample) => {
+                if !sample.events.is_empty() {
+                    let links = netlink::links(&mut self.netlink, None).unwrap_or_default();
+                    sample.host_links = links.into_iter().map(|link| (link.ifindex, link.name)).collect();
+                }
+                let own = procfs::netns_identity(&self.proc_root, std::process::id());
+                sample.host_netns = own.ok().map(|(_, inode)| inode);
+                self.state.apply(Update::Works { feature: DROPS }, now);
+                self.state.apply(Update::Drops(Box::new(sample)), now);
+            }
+            Err(error) => {
+                self.state.apply(Update::Degraded { feature: DROPS, why: error.to_string() }, now);
+            }
+        }
     }
 
     /// Takes in what is waiting, then finds out whose the new namespaces are.
@@ -412,6 +470,26 @@ impl Agent {
                 self.state.apply(Update::Degraded { feature: "kernel counters", why }, Instant::now());
                 BTreeMap::new()
             }
+        }
+    }
+}
+
+/// None, and a degradation with its reason, where it cannot be had: nothing else suffers.
+fn load_drops(options: &DropOptions, state: &mut State, now: Instant) -> Option<Drops> {
+    match Drops::load(options) {
+        Ok(drops) => {
+            if let Some(why) = drops.degraded.clone() {
+                state.apply(Update::Degraded { feature: "drop places", why }, now);
+            }
+            Some(drops)
+        }
+        Err(error) => {
+            let text = error.to_string();
+            // The verifier's log is long; the first line says what was refused.
+            let why = text.lines().next().unwrap_or_default().to_owned();
+            tracing::debug!(%error, "load the program for dropped packets");
+            state.apply(Update::Degraded { feature: DROPS, why }, now);
+            None
         }
     }
 }

@@ -26,6 +26,8 @@ pub enum Command {
     Topology(TopologyArgs),
     /// Packets as they pass, with container names: text, JSON lines or pcapng
     Trace(TraceArgs),
+    /// Packets that the kernel drops: why, where, from which container to which; until interrupted
+    Drops(DropsCommand),
     /// Check kernel, privileges and engines, and say what to do
     Doctor(DoctorArgs),
 }
@@ -147,6 +149,59 @@ pub struct AgentArgs {
     /// Address to serve on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9810", env = "NETOBS_LISTEN")]
     pub listen: SocketAddr,
+    /// Do not look for dropped packets
+    #[arg(long)]
+    pub no_drops: bool,
+    #[command(flatten)]
+    pub drops: DropsArgs,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+}
+
+/// How dropped packets are looked for.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Dropped packets")]
+pub struct DropsArgs {
+    /// Kinds of dropped packets that can be told apart between two readings; each takes some 300 bytes of kernel
+    /// memory
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub max_drop_kinds: u32,
+    /// The kernel's type information
+    #[arg(long, value_name = "FILE", default_value = crate::ebpf::drops::BTF_FILE, hide = true)]
+    pub btf: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DropsOutput {
+    #[default]
+    Table,
+    Json,
+    Csv,
+}
+
+#[derive(Debug, Args)]
+pub struct DropsCommand {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: DropsOutput,
+    /// Collect for so long, print once and end
+    #[arg(long = "for", value_name = "DURATION", value_parser = interval, conflicts_with_all = ["interval", "count"])]
+    pub period: Option<Duration>,
+    /// Time between two looks; printed is what was dropped in between
+    #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+    /// Print so many times and end
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Ordinary ends of a packet's life, too
+    #[arg(long)]
+    pub all: bool,
+    /// Show what is from or to a matching container: name=, id=, network=, state=, project=, service=, or a
+    /// word; may be repeated
+    #[arg(short, long, value_name = "FILTER")]
+    pub filter: Vec<String>,
+    #[command(flatten)]
+    pub drops: DropsArgs,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }

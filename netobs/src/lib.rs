@@ -16,6 +16,7 @@ pub mod demo;
 pub mod discovery;
 pub mod doctor;
 pub mod drain;
+pub mod drops;
 pub mod ebpf;
 pub mod flows;
 pub mod inside;

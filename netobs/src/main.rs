@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use clap::Parser as _;
 use netobs::{
     cli::{Cli, Command},
-    doctor, flows, serve, topology, trace, watch,
+    doctor, drops, flows, serve, topology, trace, watch,
 };
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Flows(args) => flows::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Drops(args) => drops::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

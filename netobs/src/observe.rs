@@ -15,11 +15,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     agent::{Agent, Config},
     attacher::Shared,
-    cli::{FindArgs, ObserveArgs},
+    cli::{DropsArgs, FindArgs, ObserveArgs},
     demo::World,
     discovery::engine::{self, EngineTask},
     doctor,
-    ebpf::{Observer, Options},
+    ebpf::{Observer, Options, drops::DropOptions},
     model::flow::FlowOptions,
     privileges,
 };
@@ -67,7 +67,7 @@ impl Ending {
 ///
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
-pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
+pub fn start(args: &ObserveArgs, demo: Option<World>, drops: Option<DropOptions>) -> anyhow::Result<Agent> {
     require()?;
     let observer = Observer::load(Options {
         max_interfaces: args.find.max_interfaces,
@@ -84,6 +84,7 @@ pub fn start(args: &ObserveArgs, demo: Option<World>) -> anyhow::Result<Agent> {
         },
         flow_interval: (args.max_flows > 0).then_some(args.flow_interval),
         known: demo.map(|world| (world.containers, world.networks)),
+        drops,
         ..Config::new(args.grace)
     };
     follow(&args.find, config, Arc::new(Mutex::new(observer)))
@@ -107,6 +108,11 @@ pub fn follow(args: &FindArgs, mut config: Config, observer: Shared) -> anyhow::
         config.engines = engines(&args.engines)?;
     }
     Agent::start(config, observer).context("follow the host's interfaces by netlink")
+}
+
+/// How dropped packets are looked for.
+pub fn drop_options(args: &DropsArgs, all: bool) -> DropOptions {
+    DropOptions { all, max_keys: args.max_drop_kinds, btf: args.btf.clone() }
 }
 
 /// The engines named, or else the usual ones.

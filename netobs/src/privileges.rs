@@ -14,7 +14,7 @@ pub struct Need {
 }
 
 /// All that is ever needed.
-pub const NEEDS: [Need; 4] = [
+pub const NEEDS: [Need; 5] = [
     Need {
         capability: Capability::CAP_BPF,
         or: Some(Capability::CAP_SYS_ADMIN),
@@ -39,6 +39,12 @@ pub const NEEDS: [Need; 4] = [
         purpose: "tell which network namespace a container's process is in",
         required: false,
     },
+    Need {
+        capability: Capability::CAP_SYSLOG,
+        or: None,
+        purpose: "name the places in the kernel where packets are dropped",
+        required: false,
+    },
 ];
 
 /// Those of [`NEEDS`] that this process does not have.
@@ -52,7 +58,7 @@ pub fn how_to_grant() -> String {
     let program =
         std::env::current_exe().map_or_else(|_| "netobs".to_owned(), |path| path.display().to_string());
     format!(
-        "run it as root, or once: sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_sys_ptrace+ep {program}"
+        "run it as root, or once: sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_sys_ptrace,cap_syslog+ep {program}"
     )
 }
 

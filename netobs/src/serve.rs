@@ -66,7 +66,8 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
             .await
             .with_context(|| format!("listen on {}; --listen takes another address", args.listen))?;
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, None)?;
+        let drops = (!args.no_drops).then(|| observe::drop_options(&args.drops, false));
+        let mut agent = observe::start(&args.observe, None, drops)?;
         let address = listener.local_addr()?;
         tracing::info!(%address, interfaces = agent.attached(), "serving");
         let (asker, mut requests) = mpsc::channel(REQUEST_QUEUE);
@@ -117,11 +118,12 @@ fn router(asker: Asker) -> Router {
         .route("/api/v1/snapshot", get(snapshot))
         .route("/api/v1/flows", get(flows))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/drops", get(drops))
         .with_state(asker)
 }
 
 async fn index() -> &'static str {
-    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/flows\n/api/v1/topology\n"
+    "netobs\n\n/metrics\n/metrics/cadvisor\n/healthz\n/readyz\n/api/v1/snapshot\n/api/v1/flows\n/api/v1/topology\n/api/v1/drops\n"
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
@@ -162,6 +164,13 @@ async fn flows(State(asker): State<Asker>, Query(query): Query<FlowsQuery>) -> R
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
+}
+
+async fn drops(State(asker): State<Asker>) -> Response {
+    with_snapshot(asker, "application/json", |snapshot, to| -> anyhow::Result<()> {
+        Ok(to.write_all(output::drops::json(snapshot)?.as_bytes())?)
+    })
+    .await
 }
 
 async fn ready(State(asker): State<Asker>) -> Response {

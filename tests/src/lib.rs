@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod docker;
 pub mod dockerd;
+pub mod drops;
 pub mod frames;
 pub mod http;
 pub mod kernel;

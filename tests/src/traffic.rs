@@ -62,11 +62,13 @@ pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, bytes: u64) {
 /// # Panics
 /// If one is refused.
 pub fn raw(from: &Netns, interface: &'static str, frames: Vec<Vec<u8>>) {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use std::os::fd::AsRawFd as _;
     from.run(move || {
-        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), SockProtocol::EthAll)
-            .expect("a packet socket");
+        // Of no protocol: one that listens would make frames that nobody handles look handled, and up to 6.15 in
+        // all namespaces.
+        let socket =
+            socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).expect("a packet socket");
         // SAFETY: all zero is a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;

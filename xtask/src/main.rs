@@ -29,7 +29,7 @@ enum Command {
         #[arg(long)]
         rustup: bool,
     },
-    /// Build the kernel object, netobs/bpf/netobs.bpf.o
+    /// Build the kernel objects, netobs/bpf/*.bpf.o
     Ebpf {
         /// Only prove that the committed object is the build of these sources
         #[arg(long)]

@@ -35,7 +35,7 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 19] = [
+const AREAS: [(&str, bool, bool); 21] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
@@ -52,6 +52,8 @@ const AREAS: [(&str, bool, bool); 19] = [
     ("drivers", false, true),
     ("podman", false, false),
     ("topology", false, true),
+    ("drops", false, false),
+    ("drops_engine", false, true),
     ("prometheus", false, true),
     ("scale", false, false),
     ("churn", false, false),

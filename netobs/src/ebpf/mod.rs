@@ -3,8 +3,10 @@
 
 mod attach;
 mod attachments;
+mod btf;
 mod clsact;
 mod directory;
+pub mod drops;
 mod flows;
 mod hooks;
 mod log;

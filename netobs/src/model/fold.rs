@@ -90,6 +90,7 @@ impl State {
             interfaces,
             edges: self.fold_edges(),
             engines: self.engines.values().cloned().collect(),
+            drops: self.drop_report(now, time),
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod capture;
 pub mod class;
 pub mod conversation;
+pub mod drops;
 pub mod edge;
 pub mod flow;
 mod fold;

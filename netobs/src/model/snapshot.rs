@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     class::Class,
+    drops::DropReport,
     edge::EdgeCount,
     traffic::{Count, Traffic},
     update::{ContainerState, InterfaceKind, Place, Protocol},
@@ -39,6 +40,9 @@ pub struct Snapshot {
     pub edges: Vec<Edge>,
     pub engines: Vec<EngineStatus>,
     pub agent: AgentHealth,
+    /// Dropped packets, a document of its own; none if nobody looks for them.
+    #[serde(skip)]
+    pub drops: Option<DropReport>,
 }
 
 /// A container. Directions are its own: `rx` is what it receives.
@@ -377,7 +381,7 @@ impl Latency {
     }
 }
 
-pub(super) fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
 }
@@ -395,6 +399,7 @@ impl Snapshot {
             edges: Vec::new(),
             engines: Vec::new(),
             agent: AgentHealth::default(),
+            drops: None,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 use netobs_common::Counters;
 
 use super::{
+    drops::DropState,
     flow::{ByClass, FlowOptions, Table},
     published::PortTotals,
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
@@ -65,6 +66,8 @@ pub struct State {
     pub(super) event_overruns: u64,
     pub(super) last_sample: Option<Instant>,
     pub(super) interval: Option<Duration>,
+    /// None if nobody looks for them.
+    pub(super) drops: Option<DropState>,
 }
 
 #[derive(Debug)]
@@ -158,6 +161,7 @@ impl State {
             event_overruns: 0,
             last_sample: None,
             interval: None,
+            drops: None,
         }
     }
 
@@ -241,6 +245,7 @@ impl State {
                 self.learn_bridges();
                 self.refresh_networks();
             }
+            Update::Drops(sample) => self.dropped(*sample, now),
             Update::EventsLost => self.event_overruns += 1,
             Update::Works { feature } => {
                 self.degraded.remove(feature);
@@ -257,6 +262,7 @@ impl State {
         let over = |ended: Option<Instant>| ended.is_some_and(|at| now.duration_since(at) >= grace);
         self.expire_flows(now);
         self.interfaces.retain(|_, entry| !over(entry.ended));
+        self.expire_drops(now, grace);
         self.containers.retain(|_, entry| {
             // One that still exists may be started again, and its counters go on then.
             !(entry.info.state == ContainerState::Removed && over(entry.ended))
@@ -568,7 +574,7 @@ fn places(info: &ContainerInfo) -> Vec<(&str, &[IpAddr])> {
 }
 
 /// The network that an interface inside a container is on, by its address there.
-fn network_of<'a>(inner: &InnerLink, endpoints: &'a [Endpoint]) -> Option<&'a str> {
+pub(super) fn network_of<'a>(inner: &InnerLink, endpoints: &'a [Endpoint]) -> Option<&'a str> {
     let shares_address =
         |endpoint: &&Endpoint| endpoint.addresses.iter().any(|address| inner.addresses.contains(address));
     let same_mac = |endpoint: &&Endpoint| endpoint.mac.as_ref().is_some_and(|mac| *mac == inner.mac);

@@ -10,7 +10,10 @@ use std::{
 use netobs_common::Counters;
 use serde::Serialize;
 
-use super::snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet};
+use super::{
+    drops::DropSample,
+    snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet},
+};
 
 /// One attachment of netobs to one interface, never used twice in a run (an ifindex may be).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -350,6 +353,8 @@ pub enum Update {
     HostAddresses(BTreeSet<IpAddr>),
     /// Engines' proxies for published ports that run.
     Proxies(BTreeSet<Proxy>),
+    /// Packets that the kernel dropped.
+    Drops(Box<DropSample>),
     Engine(EngineStatus),
     /// All containers of an engine; any other that it had is removed.
     Containers {

@@ -1,6 +1,7 @@
 //! Views of a snapshot. Each is a function of a snapshot, or of a few in a row, and knows nothing else.
 
 pub mod csv;
+pub mod drops;
 pub mod filter;
 #[cfg(test)]
 mod fixture;

@@ -45,8 +45,9 @@ const ALL: &str = "all";
 
 const USUAL_KERNEL: &str = "6.1";
 
-/// Test binaries that are run if none is named: what this machine's kernel may not have is in these.
-const TESTS: [&str; 2] = ["inside", "trace_filter"];
+/// Test binaries that are run if none is named: what this machine's kernel may not have, or may do otherwise, is in
+/// these.
+const TESTS: [&str; 3] = ["inside", "trace_filter", "drops"];
 
 /// What is not run here, and why.
 const LEFT_OUT: [(&str, &str); 1] = [(

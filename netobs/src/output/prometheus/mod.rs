@@ -4,6 +4,7 @@
 
 mod cadvisor;
 mod containers;
+mod drops;
 mod exposition;
 mod flows;
 mod host;
@@ -48,6 +49,7 @@ fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> 
     containers::write(snapshot, out)?;
     published::write(snapshot, out)?;
     flows::write(snapshot, out)?;
+    drops::write(snapshot, out)?;
     host::write(snapshot, out)
 }
 
