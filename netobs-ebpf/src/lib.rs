@@ -7,7 +7,9 @@
     reason = "of contexts, which the verifier knows to be the kernel's"
 )]
 
+pub mod headers;
 pub mod packet;
+pub mod source;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

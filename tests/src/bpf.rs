@@ -30,8 +30,9 @@ pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     kinds
 }
 
-/// Entries of a process's BPF maps, by the maps' names; of an array, those that are not all zero. Cells of flows that are free keep what they had, until they are taken anew. The blocks of
-/// counters are left out: which are in use, userspace knows.
+/// Entries of a process's BPF maps, by the maps' names; of an array, those that are not all zero. Left out are the
+/// blocks of counters (which are in use, userspace knows), the cells of flows, which keep what they had until they
+/// are taken anew, which of two maps is written, and what is counted of dropped packets, wherever on the host.
 ///
 /// # Panics
 /// Without root, or if there is no such process.
@@ -41,9 +42,7 @@ pub fn map_entries(pid: u32) -> BTreeMap<String, usize> {
         let info = MapInfo::from_id(id).expect("a map");
         let name = info.name_as_str().unwrap_or_default().to_owned();
         let count = match info.map_type().expect("a type") {
-            MapType::Array if name == "COUNTERS" || name.starts_with("FLOW_") => continue,
-            // Even or odd, whichever is written.
-            MapType::Array if name == "OVERFLOW_EPOCH" => continue,
+            _ if NOT_ENTRIES.contains(&name.as_str()) => continue,
             MapType::Array => array_entries(&info),
             MapType::Hash | MapType::PerCpuHash | MapType::CgroupStorage => keys(&info),
             _ => continue,
@@ -52,6 +51,9 @@ pub fn map_entries(pid: u32) -> BTreeMap<String, usize> {
     }
     entries
 }
+
+const NOT_ENTRIES: [&str; 8] =
+    ["COUNTERS", "FLOW_CELLS", "FLOW_OWNERS", "OVERFLOW_EPOCH", "ACTIVE", "EVENTS_0", "EVENTS_1", "TOTALS"];
 
 /// Of the maps that its programs use: it need not keep a descriptor of each.
 fn map_ids(pid: u32) -> BTreeSet<u32> {

@@ -249,9 +249,9 @@ fn assert_there(now: &Traces, before: &Traces, batch: Batch, mode: &str) {
     assert_eq!(by_directory, STAYING + batch.veth, "{now:?}");
     assert_eq!(cells(now, "CROWDED"), usize::from(batch.veth > 1), "{now:?}");
     assert_eq!(cells(now, "CGROUPS"), 2 * batch.host, "{now:?}");
-    let on_host = 2 * (STAYING + batch.veth);
-    let (links, filters) = if mode == "tcx" { (on_host, 0) } else { (0, on_host) };
-    assert_eq!((now.links(), now.filters), (links + 2 * batch.host, filters), "{now:?}");
+    let (links, filters) = if mode == "tcx" { (2 * batch.veth, 0) } else { (0, 2 * (STAYING + batch.veth)) };
+    assert_eq!(now.links(), before.links() + links + 2 * batch.host, "{now:?}");
+    assert_eq!(now.filters, filters, "{now:?}");
 }
 
 #[test]

@@ -73,35 +73,41 @@ fn nanoseconds_a_packet() {
     udp.resize(64, 0);
     let mut tcp = udp.clone();
     (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
-    let (empty, udp, tcp) = Netns::new().run(move || {
-        let mut observer = Observer::load(Options {
-            max_interfaces: 4,
-            mode: AttachMode::Auto,
-            max_flows: 1024,
-            log: false,
-        })
-        .expect("load");
-        observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
+    let times = Netns::new().run(move || {
+        let observer = |max_flows| {
+            let mut observer =
+                Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, max_flows, log: false })
+                    .expect("load");
+            observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
+            observer
+        };
+        let (exact, flows) = (observer(0), observer(1024));
         let empty = empty_program().expect("load an empty program");
-        let median = |mut times: Vec<u32>| {
-            times.sort_unstable();
-            (times[0], times[times.len() / 2], times[times.len() - 1])
-        };
-        let run = |program: BorrowedFd<'_>, packet: &[u8]| {
-            test_run(program, packet, Gso::default(), REPEAT).expect("test run").1
-        };
-        let (mut of_empty, mut of_udp, mut of_tcp) = (Vec::new(), Vec::new(), Vec::new());
+        let loads: [(&str, BorrowedFd<'_>, &[u8]); 5] = [
+            ("empty", empty.as_fd(), &udp),
+            ("exact layer, UDP", exact.program(true), &udp),
+            ("exact layer, TCP", exact.program(true), &tcp),
+            ("exact layer and flows, UDP", flows.program(true), &udp),
+            ("exact layer and flows, TCP", flows.program(true), &tcp),
+        ];
+        let mut times = loads.map(|(what, _, _)| (what, Vec::new()));
         for _ in 0..ROUNDS {
-            of_empty.push(run(empty.as_fd(), &udp));
-            of_udp.push(run(observer.program(true), &udp));
-            of_tcp.push(run(observer.program(true), &tcp));
+            for ((_, program, packet), (_, times)) in loads.iter().zip(&mut times) {
+                times.push(test_run(*program, packet, Gso::default(), REPEAT).expect("test run").1);
+            }
         }
-        let [counted, _] = observer.read(InterfaceKey(0)).expect("attached");
-        let counted: u64 = counted.class.iter().map(|count| count.packets).sum();
-        assert_eq!(counted, 2 * ROUNDS as u64 * u64::from(REPEAT), "each run is counted");
-        (median(of_empty), median(of_udp), median(of_tcp))
+        for observer in [&exact, &flows] {
+            let [counted, _] = observer.read(InterfaceKey(0)).expect("attached");
+            let counted: u64 = counted.class.iter().map(|count| count.packets).sum();
+            assert_eq!(counted, 2 * ROUNDS as u64 * u64::from(REPEAT), "each run is counted");
+        }
+        times
     });
-    println!("ns a packet (least, median, most): empty {empty:?}, 64-byte UDP {udp:?}, 64-byte TCP {tcp:?}");
+    println!("ns a packet: least, median, most");
+    for (what, mut times) in times {
+        times.sort_unstable();
+        println!("{what}: {}, {}, {}", times[0], times[times.len() / 2], times[times.len() - 1]);
+    }
 }
 
 /// On live traffic, by the kernel's own statistics: with the programs attached as they are by default.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_stack, programs::RawTracePointContext};
 use netobs_common::drops::{DropCount, DropKey, MAX_PLACES, REASONS, flag, rule};
-use netobs_ebpf::packet::{ETH_LEN, ethertype, protocol};
+use netobs_ebpf::headers::{ETH_LEN, ethertype, protocol};
 
 use crate::{
     count,

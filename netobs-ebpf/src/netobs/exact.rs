@@ -3,7 +3,10 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
-use netobs_ebpf::packet::{self, Cast, Version, tcp_flag};
+use netobs_ebpf::{
+    headers::tcp_flag,
+    packet::{self, Cast, Version},
+};
 
 use crate::{
     flows::{self, Amount},

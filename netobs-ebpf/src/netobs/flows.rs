@@ -7,7 +7,11 @@ use aya_ebpf::{
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_load_bytes},
 };
 use netobs_common::{EGRESS, FIRST, FREE_CELL, FlowCell, FlowKey, LEAVING_CELL, OPENED, OverflowFlow};
-use netobs_ebpf::packet::{MAX_NETWORK, Packet, Version, pointer, protocol, tcp_flag};
+use netobs_ebpf::{
+    headers::{protocol, tcp_flag},
+    packet::{MAX_NETWORK, Packet, Version},
+    source::pointer,
+};
 
 use crate::maps;
 

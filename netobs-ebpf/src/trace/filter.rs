@@ -2,9 +2,11 @@
 //! removes what is not asked for.
 
 use aya_ebpf::bindings::__sk_buff;
-use netobs_ebpf::packet::{
-    ETH_LEN, EXTENSIONS_CUT, Linear, MAX_OFFSET, Source, VLAN_LEN, Whole, ethertype, extension_unit,
-    extensions, protocol,
+use netobs_ebpf::{
+    headers::{
+        ETH_LEN, EXTENSIONS_CUT, MAX_OFFSET, VLAN_LEN, ethertype, extension_unit, extensions, protocol,
+    },
+    source::{Linear, Source, Whole},
 };
 
 use crate::event::global;
