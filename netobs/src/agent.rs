@@ -220,6 +220,13 @@ impl Agent {
         self.state.settled(&self.engines)
     }
 
+    /// Looks for dropped packets from now on, if it does not yet and has not found out that it cannot.
+    pub fn look_for_drops(&mut self, options: &DropOptions) {
+        if self.drops.is_none() && !self.state.is_degraded(DROPS) {
+            self.drops = load_drops(options, &mut self.state, Instant::now());
+        }
+    }
+
     /// Whether dropped packets are looked for.
     pub fn looks_for_drops(&self) -> bool {
         self.drops.is_some()

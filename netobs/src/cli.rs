@@ -112,6 +112,8 @@ pub struct WatchArgs {
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
     #[command(flatten)]
+    pub drops: DropsArgs,
+    #[command(flatten)]
     pub observe: ObserveArgs,
 }
 

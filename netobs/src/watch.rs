@@ -1,6 +1,7 @@
 //! `netobs watch`: the full-screen view on a terminal, lines of output elsewhere.
 
 use std::{
+    collections::HashSet,
     io::{self, IsTerminal as _},
     process::ExitCode,
     time::{Duration, Instant},
@@ -15,13 +16,13 @@ use crate::{
     agent::Agent,
     cli::{Output, WatchArgs},
     demo,
-    model::Snapshot,
+    model::{Snapshot, conversation::Conversation},
     observe,
     output::{
         csv,
         filter::{self, Filter},
         json, table,
-        watch::{self, Flow, View},
+        watch::{self, FLOWS_MAX, Flow, Tab, View},
         wide,
     },
 };
@@ -124,7 +125,7 @@ fn select(snapshot: Snapshot, args: &WatchArgs, filter: &Filter) -> anyhow::Resu
 async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
     agent.settle(observe::SETTLE).await;
     let mut view = View::new(None);
-    view.update(select(agent.sample(), args, filter)?);
+    refresh(agent, &mut view, args, filter)?;
     let mut tick = tokio::time::interval(args.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Restores the terminal when it goes out of scope, and before a panic's message.
@@ -133,16 +134,21 @@ async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow:
     loop {
         terminal.0.draw(|frame| watch::draw(frame, &view)).context("draw on the terminal")?;
         tokio::select! {
-            _ = tick.tick() => match select(agent.sample(), args, filter) {
-                Ok(snapshot) => view.update(snapshot),
-                // A container that was there at first has ended and gone; the last picture stays.
-                Err(error) => tracing::debug!(%error, "select containers"),
-            },
+            _ = tick.tick() => {
+                // A container that was there at first may have ended and gone; the last picture stays.
+                if let Err(error) = refresh(agent, &mut view, args, filter) {
+                    tracing::debug!(%error, "select containers");
+                }
+            }
             () = agent.changed() => {}
             event = keys.next() => match event {
                 Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
+                    let tab = view.tab;
                     if view.key(key) == Flow::Quit {
                         return Ok(());
+                    }
+                    if view.tab != tab {
+                        tick.reset_immediately();
                     }
                 }
                 Some(Ok(_)) => {}
@@ -151,6 +157,24 @@ async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow:
             },
         }
     }
+}
+
+/// Brings what the view shows up to date. What no view has asked for is not looked for.
+fn refresh(agent: &mut Agent, view: &mut View, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
+    if view.tab == Tab::Drops {
+        agent.look_for_drops(&observe::drop_options(&args.drops, false));
+    }
+    let snapshot = select(agent.sample(), args, filter)?;
+    let flows = (view.tab == Tab::Flows && args.observe.max_flows > 0).then(|| {
+        let all = args.containers.is_empty() && filter.is_empty();
+        let ids: HashSet<&str> = snapshot.containers.iter().map(|container| container.id.as_str()).collect();
+        let ends = |flow: &Conversation| [flow.client.id.clone(), flow.server.id.clone()];
+        let is_shown =
+            |flow: &Conversation| all || ends(flow).iter().flatten().any(|id| ids.contains(id.as_str()));
+        agent.flows(is_shown, FLOWS_MAX)
+    });
+    view.update(snapshot, flows);
+    Ok(())
 }
 
 struct Terminal(ratatui::DefaultTerminal);

@@ -217,6 +217,13 @@ fn full_screen() {
     assert!(screen.contains("web") && screen.contains("outsider"), "{screen}");
     tmux(&["send-keys", "2"]);
     shows("10.88.1.0/24");
+    tmux(&["send-keys", "3"]);
+    let screen = shows("web:8080");
+    assert!(screen.contains("client:") && screen.contains("closed"), "{screen}");
+    // The outsider's attempts end in the host's forwarding.
+    tmux(&["send-keys", "4"]);
+    let screen = shows("outsider 10.88.2.10");
+    assert!(screen.contains("database 10.88.1.20"), "{screen}");
     tmux(&["send-keys", "1"]);
     shows("outsider");
     tmux(&["send-keys", "/"]);

@@ -91,6 +91,22 @@ impl Conversation {
     pub fn bytes(&self) -> u64 {
         self.to_server.once().bytes + self.to_client.once().bytes
     }
+
+    /// As [`Self::bytes`].
+    pub fn packets(&self) -> u64 {
+        self.to_server.once().packets + self.to_client.once().packets
+    }
+
+    /// Packets that one end sent and the other did not receive; none where not both are observed.
+    pub fn lost(&self) -> Option<u64> {
+        let of = |count: &EdgeCount| {
+            count
+                .sent
+                .zip(count.received)
+                .map(|(sent, received)| sent.packets.saturating_sub(received.packets))
+        };
+        Some(of(&self.to_server)? + of(&self.to_client)?)
+    }
 }
 
 impl State {

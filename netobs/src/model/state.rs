@@ -269,6 +269,11 @@ impl State {
         });
     }
 
+    /// Whether a feature is known not to work here.
+    pub fn is_degraded(&self, feature: &str) -> bool {
+        self.degraded.contains_key(feature)
+    }
+
     /// Namespaces (as the host numbers them) that attached veths lead to and of which no container is
     /// known.
     pub fn unbound_namespaces(&self) -> BTreeSet<i32> {

@@ -8,7 +8,7 @@ use crate::{
 
 const SCHEMA: &str = include_str!("../../../../docs/drops.schema.json");
 
-fn row(packets: u64) -> DropRow {
+pub fn row(packets: u64) -> DropRow {
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     DropRow {
         kind: DropKind {
@@ -49,7 +49,7 @@ fn row(packets: u64) -> DropRow {
     }
 }
 
-fn snapshot(rows: Vec<DropRow>) -> Snapshot {
+pub fn snapshot(rows: Vec<DropRow>) -> Snapshot {
     let total = ReasonTotal { reason: "NETFILTER_DROP".into(), events: 9, ordinary: 1 };
     let report = DropReport {
         rows,

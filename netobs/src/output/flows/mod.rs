@@ -3,7 +3,10 @@
 mod csv;
 mod table;
 
-pub use self::{csv::csv, table::table};
+pub use self::{
+    csv::csv,
+    table::{HEADER, row, table},
+};
 use crate::model::conversation::Conversations;
 
 /// One line of JSON without its end, described by `docs/flows.schema.json`.
@@ -12,4 +15,4 @@ pub fn json(conversations: &Conversations) -> serde_json::Result<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,14 +3,11 @@
 use std::time::SystemTime;
 
 use crate::{
-    model::{
-        conversation::{Conversation, ConversationEnd, Conversations},
-        edge::EdgeCount,
-    },
+    model::conversation::{Conversation, ConversationEnd, Conversations},
     output::format::{bytes, escape, grouped, pad, width},
 };
 
-const HEADER: [&str; 12] = [
+pub const HEADER: [&str; 12] = [
     "CLIENT",
     "SERVER",
     "PROTO",
@@ -53,7 +50,7 @@ pub fn table(conversations: &Conversations) -> String {
     text
 }
 
-fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
+pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
     let (to_server, to_client) = (flow.to_server.once(), flow.to_client.once());
     let age = now.duration_since(flow.first).unwrap_or_default();
     [
@@ -71,9 +68,7 @@ fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         bytes(to_server.bytes),
         grouped(to_client.packets),
         bytes(to_client.bytes),
-        lost(&flow.to_server)
-            .zip(lost(&flow.to_client))
-            .map_or_else(|| "-".to_owned(), |(to_server, to_client)| grouped(to_server + to_client)),
+        flow.lost().map_or_else(|| "-".to_owned(), grouped),
     ]
 }
 
@@ -88,10 +83,4 @@ fn end(end: &ConversationEnd) -> String {
         Some(port) => format!("{name}:{port}"),
         None => name,
     }
-}
-
-/// Packets that one end sent and the other did not receive; none where not both are observed.
-fn lost(count: &EdgeCount) -> Option<u64> {
-    let (sent, received) = count.sent.zip(count.received)?;
-    Some(sent.packets.saturating_sub(received.packets))
 }

@@ -14,7 +14,7 @@ use crate::{
 
 const SCHEMA: &str = include_str!("../../../../docs/flows.schema.json");
 
-fn conversations() -> Conversations {
+pub fn conversations() -> Conversations {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
     let end = |container: Option<&str>, address: &str, port| ConversationEnd {
         container: container.map(str::to_owned),

@@ -9,7 +9,7 @@ use ratatui::{
 };
 
 use super::{
-    detail, help, networks,
+    detail, drops, flows, help, networks,
     view::{Shown, Tab, View},
 };
 use crate::{
@@ -56,6 +56,8 @@ pub fn draw(frame: &mut Frame, view: &View) {
         match view.tab {
             Tab::Containers => containers(frame, body, view, shown),
             Tab::Networks => networks::draw(frame, body, view),
+            Tab::Flows => flows::draw(frame, body, view, shown),
+            Tab::Drops => drops::draw(frame, body, view, shown),
         }
     }
     frame.render_widget(footer_line(view), footer);
@@ -92,6 +94,10 @@ fn state_spans(snapshot: &Snapshot, view: &View) -> Vec<Span<'static>> {
         spans.push(Span::styled(format!("filter: {}  ", escape(&view.filter_text)), BOLD));
     }
     let mode = if snapshot.agent.attach_mode.is_empty() { "none" } else { &snapshot.agent.attach_mode };
+    if view.tab == Tab::Flows {
+        let order = if view.reverse { ", reversed" } else { "" };
+        spans.push(Span::raw(format!("by {}{order}  ", view.flow_sort.name())));
+    }
     spans.push(Span::raw(format!("{} interfaces by {}", snapshot.agent.attached_interfaces, escape(mode))));
     for engine in &snapshot.engines {
         let state = match (engine.connected, engine.version.as_deref()) {
@@ -117,7 +123,14 @@ fn footer_line(view: &View) -> Line<'static> {
     } else if view.detail.is_some() {
         "Esc back   j/k scroll   p pause   ? help   q quit"
     } else {
-        "Enter detail  s sort  r reverse  / filter  p pause  Tab networks  ? help  q quit"
+        match view.tab {
+            Tab::Containers => {
+                "Enter detail  s sort  r reverse  / filter  p pause  Tab networks  ? help  q quit"
+            }
+            Tab::Networks => "Enter containers  / filter  p pause  Tab flows  ? help  q quit",
+            Tab::Flows => "Enter detail  s sort  r reverse  / filter  p pause  Tab drops  ? help  q quit",
+            Tab::Drops => "Enter detail  / filter  p pause  Tab containers  ? help  q quit",
+        }
     };
     Line::styled(keys, DIM)
 }

@@ -16,9 +16,9 @@ use crate::{model::Snapshot, output::problems::problems};
 const KEYS: [(&str, &str); 11] = [
     ("q, Ctrl-C", "quit"),
     ("↑ ↓, j k", "select or scroll; PgUp, PgDn, Home, End"),
-    ("Enter", "a container's detail; a network's containers"),
+    ("Enter", "a container's detail, also of a flow or drop; a network's containers"),
     ("Esc", "back; clear the filter"),
-    ("1, 2, Tab", "containers, networks"),
+    ("1 2 3 4, Tab", "containers, networks, flows, drops"),
     ("s, < >", "sort by the next or previous column"),
     ("r", "reverse the order"),
     ("/", "filter: words, name= network= id= state= project= service="),
@@ -27,11 +27,13 @@ const KEYS: [(&str, &str); 11] = [
     ("Ctrl-U", "while typing: start over"),
 ];
 
-const MEANINGS: [&str; 5] = [
+const MEANINGS: [&str; 7] = [
     "RX is what the container receives, TX what it sends; b/s are bits, PPS packets per second.",
     "TOTAL is since netobs attached, in bytes with Ethernet headers, as the stack counts.",
     "NON-TCP is the share of packets that are not TCP. DROPS are the kernel's, of the interface.",
     "HOST RX is what the host receives from the network; CONT is the sum of the containers' sides.",
+    "FLOWS: → is from the client to the server; LOST was sent by one container and not received by the other.",
+    "DROPS: what the kernel threw away since that view was first opened, other than at a packet's usual end.",
     "Dimmed: ended; its totals stay for a while. '-': not known.",
 ];
 

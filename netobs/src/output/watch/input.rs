@@ -20,7 +20,10 @@ pub enum Action {
     Help,
     Containers,
     Networks,
-    OtherTab,
+    Flows,
+    Drops,
+    NextTab,
+    PreviousTab,
     EditFilter,
     /// While a filter is typed.
     Type(char),
@@ -69,7 +72,10 @@ pub fn action(key: KeyEvent, typing: bool) -> Option<Action> {
         KeyCode::Char('?' | 'h') => Some(Action::Help),
         KeyCode::Char('1') => Some(Action::Containers),
         KeyCode::Char('2') => Some(Action::Networks),
-        KeyCode::Tab => Some(Action::OtherTab),
+        KeyCode::Char('3') => Some(Action::Flows),
+        KeyCode::Char('4') => Some(Action::Drops),
+        KeyCode::Tab => Some(Action::NextTab),
+        KeyCode::BackTab => Some(Action::PreviousTab),
         KeyCode::Char('/') => Some(Action::EditFilter),
         _ => None,
     }

@@ -2,13 +2,14 @@
 
 use ratatui::{
     Frame,
-    layout::{Alignment, Constraint, Rect},
-    text::Line,
-    widgets::{Cell, Row, Table, TableState},
+    layout::{
+        HorizontalAlignment::{Left, Right},
+        Rect,
+    },
 };
 
 use super::{
-    draw::{BOLD, SELECTED},
+    columns::{self, Column},
     view::View,
 };
 use crate::{
@@ -16,50 +17,26 @@ use crate::{
     output::format::{bit_rate, escape},
 };
 
-/// Directions: the host's for `HOST`, the containers' for `CONT`. The width of the last ones is fixed,
-/// the first one takes what is left.
-const COLUMNS: [(&str, u16); 9] = [
-    ("NETWORK", 14),
-    ("HOST RX/s", 10),
-    ("HOST TX/s", 10),
-    ("CONT RX/s", 10),
-    ("CONT TX/s", 10),
-    ("CONT", 4),
-    ("DRIVER", 9),
-    ("BRIDGE", 15),
-    ("SUBNETS", 20),
+/// Directions: the host's for `HOST`, the containers' for `CONT`.
+const COLUMNS: [Column; 9] = [
+    ("NETWORK", 14, Left),
+    ("HOST RX/s", 10, Right),
+    ("HOST TX/s", 10, Right),
+    ("CONT RX/s", 10, Right),
+    ("CONT TX/s", 10, Right),
+    ("CONT", 4, Right),
+    ("DRIVER", 9, Left),
+    ("BRIDGE", 15, Left),
+    ("SUBNETS", 20, Left),
 ];
-const TEXT: [usize; 4] = [0, 6, 7, 8];
 
 pub fn draw(frame: &mut Frame, area: Rect, view: &View) {
     let networks = view.networks();
     if networks.is_empty() {
         return frame.render_widget("no networks", area);
     }
-    let mut left = area.width;
-    let fitting = COLUMNS.iter().take_while(|(_, width)| {
-        let fits = left > *width;
-        left = left.saturating_sub(width + 1);
-        fits
-    });
-    let shown = fitting.count();
-    let widths = COLUMNS[..shown].iter().enumerate().map(|(column, (_, width))| match column {
-        0 => Constraint::Min(*width),
-        _ => Constraint::Length(*width),
-    });
-    let aligned = |column: usize, text: String| {
-        let alignment = if TEXT.contains(&column) { Alignment::Left } else { Alignment::Right };
-        Cell::from(Line::from(text).alignment(alignment))
-    };
-    let rows = networks.iter().map(|network| {
-        let cells = cells(network).into_iter().take(shown).enumerate();
-        Row::new(cells.map(|(column, text)| aligned(column, text)).collect::<Vec<_>>())
-    });
-    let header =
-        COLUMNS[..shown].iter().enumerate().map(|(column, (name, _))| aligned(column, (*name).into()));
-    let widget = Table::new(rows, widths).header(Row::new(header).style(BOLD)).row_highlight_style(SELECTED);
-    let mut state = TableState::default().with_selected(view.selected_row());
-    frame.render_stateful_widget(widget, area, &mut state);
+    let rows: Vec<_> = networks.into_iter().map(cells).collect();
+    columns::draw(frame, area, &COLUMNS, &rows, view.selected_row());
 }
 
 fn cells(network: &Network) -> [String; COLUMNS.len()] {

@@ -2,7 +2,7 @@ use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::{history::POINTS, *};
-use crate::output::fixture;
+use crate::output::{drops, fixture, flows};
 
 fn press(view: &mut View, code: KeyCode) -> Flow {
     view.key(KeyEvent::new(code, KeyModifiers::NONE))
@@ -16,7 +16,7 @@ fn type_keys(view: &mut View, keys: &str) {
 
 fn fed() -> View {
     let mut view = View::new(None);
-    view.update(fixture::snapshot());
+    view.update(fixture::snapshot(), None);
     view
 }
 
@@ -39,7 +39,7 @@ fn words(line: &str) -> Vec<&str> {
 #[test]
 fn containers_are_shown_with_rates_and_totals() {
     let mut view = fed();
-    view.update(fixture::snapshot());
+    view.update(fixture::snapshot(), None);
     let lines = screen(&view, 140, 20);
     assert_eq!(lines[0], "netobs  5 containers (3 running)  rx 7.50 Mb/s 600 p/s  tx 120 kb/s 300 p/s");
     assert!(
@@ -125,7 +125,7 @@ fn the_selection_stays_with_its_container() {
     assert_eq!(view.selected_row(), Some(0), "web-1 is the first now");
     let mut fewer = fixture::snapshot();
     fewer.containers.pop();
-    view.update(fewer);
+    view.update(fewer, None);
     assert_eq!(view.selected_row(), Some(0), "gone: its row stays");
 }
 
@@ -155,7 +155,7 @@ fn filters_as_typed() {
 fn pausing_keeps_what_is_seen_and_forgets_nothing() {
     let mut view = fed();
     press(&mut view, KeyCode::Char(' '));
-    view.update(crate::model::Snapshot::empty(std::time::SystemTime::UNIX_EPOCH));
+    view.update(crate::model::Snapshot::empty(std::time::SystemTime::UNIX_EPOCH), None);
     assert_eq!(names(&view).len(), 5);
     assert!(screen(&view, 80, 12)[0].contains("PAUSED"));
     press(&mut view, KeyCode::Char('p'));
@@ -233,7 +233,7 @@ fn detail_shows_every_part() {
 fn a_container_that_goes_leaves_its_pane_empty() {
     let mut view = fed();
     press(&mut view, KeyCode::Enter);
-    view.update(crate::model::Snapshot::empty(std::time::SystemTime::UNIX_EPOCH));
+    view.update(crate::model::Snapshot::empty(std::time::SystemTime::UNIX_EPOCH), None);
     assert!(screen(&view, 80, 12).concat().contains("has ended"));
 }
 
@@ -277,10 +277,10 @@ fn ended_containers_are_dimmed() {
 fn history_is_bounded_and_pruned() {
     let mut view = fed();
     for _ in 0..POINTS + 10 {
-        view.update(fixture::snapshot());
+        view.update(fixture::snapshot(), None);
     }
     assert_eq!(view.shown().expect("shown").history.points(&fixture::id('a')), POINTS);
-    view.update(crate::model::Snapshot::empty(std::time::SystemTime::UNIX_EPOCH));
+    view.update(crate::model::Snapshot::empty(std::time::SystemTime::UNIX_EPOCH), None);
     assert_eq!(view.shown().expect("shown").history.points(&fixture::id('a')), 0);
 }
 
@@ -295,4 +295,82 @@ fn quits_and_ignores_releases() {
     let release =
         KeyEvent { kind: KeyEventKind::Release, ..KeyEvent::new(KeyCode::Char('q'), KeyModifiers::NONE) };
     assert_eq!(action(release, false), None);
+}
+
+#[test]
+fn tabs_go_round() {
+    let mut view = fed();
+    for tab in [Tab::Networks, Tab::Flows, Tab::Drops, Tab::Containers] {
+        press(&mut view, KeyCode::Tab);
+        assert_eq!(view.tab, tab);
+    }
+    press(&mut view, KeyCode::BackTab);
+    assert_eq!(view.tab, Tab::Drops);
+    for (typed, tab) in [("1", Tab::Containers), ("2", Tab::Networks), ("3", Tab::Flows), ("4", Tab::Drops)] {
+        type_keys(&mut view, typed);
+        assert_eq!(view.tab, tab);
+    }
+}
+
+#[test]
+fn flows_are_a_view_of_their_own() {
+    let mut view = View::new(None);
+    view.update(fixture::snapshot(), Some(flows::tests::conversations()));
+    type_keys(&mut view, "3");
+    let lines = screen(&view, 160, 12);
+    assert!(lines[2].starts_with("CLIENT"), "{}", lines[2]);
+    assert!(lines[3].contains("db:5432") && lines[3].contains("closed"), "{}", lines[3]);
+    assert!(lines[10].starts_with("4 more, with fewer bytes; 2 could not be listed"), "{}", lines[10]);
+    assert!(lines[11].contains("Tab drops"));
+    // Of the fixture's five containers none is in a flow.
+    type_keys(&mut view, "/db");
+    press(&mut view, KeyCode::Enter);
+    assert!(view.flows().is_empty());
+    assert!(screen(&view, 160, 12)[2].starts_with("no flows"));
+    press(&mut view, KeyCode::Esc);
+    assert_eq!(view.flows().len(), 3);
+    for width in [60, 80, 100, 200] {
+        let line = &screen(&view, width, 12)[2];
+        assert!(line.contains("SERVER") && line.contains("BYTES →") == (width > 60), "{width}: {line}");
+    }
+    let without = fed();
+    let mut view = without;
+    type_keys(&mut view, "3");
+    assert!(screen(&view, 80, 12)[2].contains("--max-flows 0"));
+}
+
+#[test]
+fn flows_are_sorted_by_what_there_is_most_of() {
+    let mut view = View::new(None);
+    view.update(fixture::snapshot(), Some(flows::tests::conversations()));
+    type_keys(&mut view, "3");
+    let first = |view: &View| view.flows()[0].protocol.clone();
+    assert_eq!((view.flow_sort.name(), first(&view).as_str()), ("bytes", "tcp"));
+    type_keys(&mut view, "r");
+    assert_eq!(first(&view), "icmpv6");
+    type_keys(&mut view, "rss");
+    assert_eq!((view.flow_sort.name(), view.flows()[0].lost()), ("lost", Some(3)));
+    type_keys(&mut view, "s");
+    assert_eq!(view.flow_sort.name(), "newest");
+    assert!(screen(&view, 80, 12)[1].contains("by newest"), "{}", screen(&view, 80, 12)[1]);
+}
+
+#[test]
+fn drops_are_a_view_of_their_own() {
+    let mut view = fed();
+    type_keys(&mut view, "4");
+    assert!(screen(&view, 80, 12)[2].starts_with("looking for drops"));
+    view.update(drops::tests::snapshot(vec![]), None);
+    assert!(screen(&view, 80, 12)[2].starts_with("nothing was dropped"));
+    view.update(drops::tests::snapshot(vec![drops::tests::row(1234)]), None);
+    let lines = screen(&view, 170, 12);
+    assert!(lines[2].starts_with("FROM"), "{}", lines[2]);
+    for part in ["1,234", "NETFILTER_DROP", "icmp echo-request", "br-front", "nft_do_chain+0x3e8"] {
+        assert!(lines[3].contains(part), "{part}: {}", lines[3]);
+    }
+    assert!(lines[3].contains(r"evil\x1b[2J"), "escaped: {}", lines[3]);
+    let mut unable = fixture::snapshot();
+    unable.agent.degraded = vec![("drops".into(), "no BTF".into())];
+    view.update(unable, None);
+    assert!(screen(&view, 80, 12)[2].contains("cannot be looked for: no BTF"));
 }

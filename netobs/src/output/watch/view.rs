@@ -1,6 +1,6 @@
 //! What is on the screen: the snapshot shown, and how to look at it.
 
-use std::{cell::Cell, cmp::Ordering};
+use std::{borrow::Cow, cell::Cell, cmp::Ordering, collections::BTreeSet};
 
 use crossterm::event::KeyEvent;
 
@@ -9,7 +9,11 @@ use super::{
     input::{Action, action},
 };
 use crate::{
-    model::{Container, Network, Rates, Snapshot},
+    model::{
+        Container, Network, Rates, Snapshot,
+        conversation::{Conversation, Conversations},
+        drops::{DropKind, DropRow},
+    },
     output::{filter::Filter, format},
 };
 
@@ -27,6 +31,56 @@ pub enum Flow {
 pub enum Tab {
     Containers,
     Networks,
+    Flows,
+    Drops,
+}
+
+impl Tab {
+    const ALL: [Self; 4] = [Self::Containers, Self::Networks, Self::Flows, Self::Drops];
+
+    fn step(self, by: usize) -> Self {
+        let at = Self::ALL.iter().position(|tab| *tab == self).unwrap_or_default();
+        Self::ALL[(at + by) % Self::ALL.len()]
+    }
+}
+
+/// Flows to be told of at most: more than anybody scrolls through.
+pub const FLOWS_MAX: usize = 1_000;
+
+/// What flows are ordered by, from the highest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowSort {
+    Bytes,
+    Packets,
+    Lost,
+    Newest,
+}
+
+impl FlowSort {
+    const ALL: [Self; 4] = [Self::Bytes, Self::Packets, Self::Lost, Self::Newest];
+
+    fn step(self, by: usize) -> Self {
+        let at = Self::ALL.iter().position(|sort| *sort == self).unwrap_or_default();
+        Self::ALL[(at + by) % Self::ALL.len()]
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Packets => "packets",
+            Self::Lost => "lost",
+            Self::Newest => "newest",
+        }
+    }
+
+    fn compare(self, a: &Conversation, b: &Conversation) -> Ordering {
+        match self {
+            Self::Bytes => b.bytes().cmp(&a.bytes()),
+            Self::Packets => b.packets().cmp(&a.packets()),
+            Self::Lost => b.lost().cmp(&a.lost()),
+            Self::Newest => b.first.cmp(&a.first),
+        }
+    }
 }
 
 /// The column that containers are sorted by, in the table's order.
@@ -92,6 +146,8 @@ impl Sort {
 #[derive(Clone, Debug)]
 pub struct Shown {
     pub snapshot: Snapshot,
+    /// None where they are not counted, or were not asked for.
+    pub flows: Option<Conversations>,
     pub history: History,
 }
 
@@ -102,6 +158,7 @@ pub struct View {
     paused: Option<Shown>,
     pub tab: Tab,
     pub sort: Sort,
+    pub flow_sort: FlowSort,
     pub reverse: bool,
     /// As last accepted, words apart by blanks.
     pub filter_text: String,
@@ -131,6 +188,7 @@ impl View {
             paused: None,
             tab: Tab::Containers,
             sort: Sort::Name,
+            flow_sort: FlowSort::Bytes,
             reverse: false,
             filter_text: String::new(),
             filter: Filter::default(),
@@ -147,11 +205,11 @@ impl View {
         view
     }
 
-    /// The newest snapshot; shown at once unless paused.
-    pub fn update(&mut self, snapshot: Snapshot) {
+    /// The newest snapshot, and the flows for their view ([`Tab::Flows`]); shown at once unless paused.
+    pub fn update(&mut self, snapshot: Snapshot, flows: Option<Conversations>) {
         let mut history = self.live.take().map(|live| live.history).unwrap_or_default();
         history.push(&snapshot);
-        self.live = Some(Shown { snapshot, history });
+        self.live = Some(Shown { snapshot, flows, history });
         self.keep_selection();
     }
 
@@ -197,6 +255,37 @@ impl View {
         networks.filter(|n| self.filter.is_empty() || self.filter.names_network(n) || used(n)).collect()
     }
 
+    /// Conversations of containers that the filter matches, as sorted.
+    pub fn flows(&self) -> Vec<&Conversation> {
+        let Some(flows) = self.shown().and_then(|shown| shown.flows.as_ref()) else { return Vec::new() };
+        let ids = self.matching();
+        let is_shown = |flow: &&Conversation| {
+            let ends = [&flow.client, &flow.server].map(|end| end.id.as_deref());
+            self.filter.is_empty() || ends.into_iter().flatten().any(|id| ids.contains(id))
+        };
+        let mut rows: Vec<_> = flows.flows.iter().filter(is_shown).collect();
+        rows.sort_by(|a, b| {
+            let order = self.flow_sort.compare(a, b);
+            if self.reverse { order.reverse() } else { order }
+        });
+        rows
+    }
+
+    /// Drops from, to or at containers that the filter matches.
+    pub fn drops(&self) -> Vec<&DropRow> {
+        let Some(drops) = self.shown().and_then(|shown| shown.snapshot.drops.as_ref()) else {
+            return Vec::new();
+        };
+        let ids = self.matching();
+        let is_shown = |row: &&DropRow| self.filter.is_empty() || parties(row).any(|id| ids.contains(id));
+        drops.rows.iter().filter(is_shown).collect()
+    }
+
+    /// IDs of containers that the filter matches.
+    fn matching(&self) -> BTreeSet<&str> {
+        self.containers().into_iter().map(|container| container.id.as_str()).collect()
+    }
+
     /// The container in the detail pane; none when closed or when it has ended and its time is over.
     pub fn detailed(&self) -> Option<&Container> {
         let id = self.detail.as_deref()?;
@@ -209,16 +298,24 @@ impl View {
         found.or_else(|| (!ids.is_empty()).then(|| self.row.min(ids.len() - 1)))
     }
 
-    fn ids(&self) -> Vec<&str> {
+    /// By what the rows of the view are known, while they move.
+    fn ids(&self) -> Vec<Cow<'_, str>> {
         match self.tab {
-            Tab::Containers => self.containers().iter().map(|container| container.id.as_str()).collect(),
-            Tab::Networks => self.networks().iter().map(|network| network.id.as_str()).collect(),
+            Tab::Containers => self.containers().iter().map(|c| Cow::Borrowed(c.id.as_str())).collect(),
+            Tab::Networks => self.networks().iter().map(|n| Cow::Borrowed(n.id.as_str())).collect(),
+            Tab::Flows => {
+                let of = |flow: &&Conversation| {
+                    format!("{:?} {:?} {} {:?}", flow.client, flow.server, flow.protocol, flow.icmp)
+                };
+                self.flows().iter().map(|flow| Cow::Owned(of(flow))).collect()
+            }
+            Tab::Drops => self.drops().iter().map(|row| Cow::Owned(format!("{:?}", row.kind))).collect(),
         }
     }
 
     fn keep_selection(&mut self) {
         let row = self.selected_row();
-        self.selected = row.and_then(|row| self.ids().get(row).map(|id| (*id).to_owned()));
+        self.selected = row.and_then(|row| self.ids().get(row).map(|id| id.clone().into_owned()));
         self.row = row.unwrap_or_default();
     }
 
@@ -254,6 +351,10 @@ impl View {
             Action::Last => self.select(usize::MAX),
             Action::Open => self.open(),
             Action::Back => self.back(),
+            Action::NextSort if self.tab == Tab::Flows => self.flow_sort = self.flow_sort.step(1),
+            Action::PreviousSort if self.tab == Tab::Flows => {
+                self.flow_sort = self.flow_sort.step(FlowSort::ALL.len() - 1);
+            }
             Action::NextSort => self.sort = self.sort.step(1),
             Action::PreviousSort => self.sort = self.sort.step(Sort::ALL.len() - 1),
             Action::Reverse => self.reverse = !self.reverse,
@@ -261,8 +362,10 @@ impl View {
             Action::Help => (self.help, self.scroll) = (true, 0),
             Action::Containers => self.show(Tab::Containers),
             Action::Networks => self.show(Tab::Networks),
-            Action::OtherTab if self.tab == Tab::Containers => self.show(Tab::Networks),
-            Action::OtherTab => self.show(Tab::Containers),
+            Action::Flows => self.show(Tab::Flows),
+            Action::Drops => self.show(Tab::Drops),
+            Action::NextTab => self.show(self.tab.step(1)),
+            Action::PreviousTab => self.show(self.tab.step(Tab::ALL.len() - 1)),
             Action::EditFilter => self.typed = Some(self.filter_text.clone()),
             Action::Type(character) => {
                 if let Some(typed) = self.typed.as_mut().filter(|typed| typed.len() < FILTER_MAX) {
@@ -298,6 +401,16 @@ impl View {
                 self.set_filter(network.map(|network| format!("network={network}")).unwrap_or_default());
                 self.show(Tab::Containers);
             }
+            Tab::Flows => {
+                let flows = self.flows();
+                let ends = flows.get(row).map(|flow| [&flow.client, &flow.server]);
+                let id = ends.into_iter().flatten().find_map(|end| end.id.clone());
+                (self.detail, self.scroll) = (id, 0);
+            }
+            Tab::Drops => {
+                let id = self.drops().get(row).and_then(|row| parties(row).next().map(str::to_owned));
+                (self.detail, self.scroll) = (id, 0);
+            }
         }
     }
 
@@ -321,6 +434,14 @@ impl View {
             Err(error) => self.filter_error = Some(error.to_string()),
         }
     }
+}
+
+/// IDs of the containers that had a part in a drop.
+fn parties(row: &DropRow) -> impl Iterator<Item = &str> {
+    let DropKind { source, destination, at, .. } = &row.kind;
+    [&source.container_id, &destination.container_id, &at.container_id]
+        .into_iter()
+        .filter_map(|id| id.as_deref())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an order is all that is needed")]
