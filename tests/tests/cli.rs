@@ -192,14 +192,27 @@ fn below(pid: u32, parent: &str) -> bool {
     status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|ppid| ppid.trim() == parent.trim()))
 }
 
+/// A server of its own, which ends with it, and all that runs there.
+struct Tmux(String);
+
+impl Tmux {
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = Command::new("tmux").args(["-L", &self.0]).args(arguments).output().expect("run tmux");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        self.run(&["kill-server"]);
+    }
+}
+
 /// The full-screen view in a terminal that tmux plays.
 #[test]
 fn full_screen() {
-    let session = unique("screen");
-    let tmux = |arguments: &[&str]| {
-        let output = Command::new("tmux").args(["-L", &session]).args(arguments).output().expect("run tmux");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
+    let session = Tmux(unique("screen"));
+    let tmux = |arguments: &[&str]| session.run(arguments);
     let shows = |what: &str| {
         wait_for(what, LIMIT, || {
             let screen = tmux(&["capture-pane", "-p", "-t", "0"]);
@@ -254,5 +267,4 @@ fn full_screen() {
     netobs_tests::program::signal(screens[0], nix::sys::signal::Signal::SIGTERM);
     let screen = shows("then=0");
     assert!(!screen.contains("database"), "the view is gone: {screen}");
-    tmux(&["kill-server"]);
 }

@@ -399,7 +399,15 @@ fn a_hundred_short_lived_containers_in_a_row() {
             .collect();
         let sum = |field: &str| ours.iter().map(|one| number(one, field)).sum::<u64>();
         let now = (ours.len() as u64, sum("tx.protocol.icmp.packets"), sum("rx.protocol.icmp.packets"));
-        if now == (CONTAINERS, 10 * CONTAINERS, 10 * CONTAINERS) { Ok(now) } else { Err(format!("{now:?}")) }
+        let late = ours.iter().filter(|one| number(one, "tx.protocol.icmp.packets") != 10).map(|one| {
+            let before = &one["interfaces"][0]["before"];
+            format!("{} sent {}, before {before}", one["name"], one["tx"]["protocol"]["icmp"]["packets"])
+        });
+        if now == (CONTAINERS, 10 * CONTAINERS, 10 * CONTAINERS) {
+            Ok(now)
+        } else {
+            Err(format!("{now:?} {:?}", late.collect::<Vec<_>>()))
+        }
     });
     assert_eq!((containers, sent, received), (CONTAINERS, 1000, 1000));
     row("short-lived", "a hundred containers of ten packets each: 1,000 of 1,000");
