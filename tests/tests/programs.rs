@@ -1,0 +1,64 @@
+//! What the kernel makes of each program: instructions that its verifier walks, and bytes that they are translated to.
+//! They are held to `programs.txt`, so that none grows unnoticed; after a change that is meant, write what this prints
+//! into it. Bytes of machine code are told too; they also depend on the processor.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use netobs::ebpf::{
+    AttachMode, Observer, Options,
+    drops::{BTF_FILE, DropOptions, Drops},
+};
+
+const KEPT: &str = include_str!("programs.txt");
+
+/// A line a program of this process: name, instructions walked, bytes translated.
+fn programs(what: &str) -> String {
+    let texts = fs::read_dir("/proc/self/fdinfo").expect("our descriptors");
+    let texts = texts.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
+    let id = |text: String| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+    let ours: Vec<u32> = texts.filter_map(id).collect();
+    let mut lines = BTreeMap::new();
+    for program in aya::programs::loaded_programs() {
+        let program = program.expect("a program");
+        if !ours.contains(&program.id()) {
+            continue;
+        }
+        let name = program.name_as_str().expect("a name").to_owned();
+        let walked = program.verified_instruction_count().expect("kernel 5.16");
+        let translated = program.size_translated().expect("root");
+        println!("{what} {name}: {} bytes of machine code", program.size_jitted());
+        lines.insert(name, format!("{walked} {translated}"));
+    }
+    assert!(!lines.is_empty(), "programs are loaded");
+    lines.into_iter().fold(String::new(), |mut text, (name, numbers)| {
+        writeln!(text, "{what} {name} {numbers}").expect("to a string");
+        text
+    })
+}
+
+#[test]
+fn none_grows_unnoticed() {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let kernel: String = kernel.split('.').take(2).collect::<Vec<_>>().join(".");
+    let observer = |max_flows| {
+        Observer::load(Options { max_interfaces: 1024, mode: AttachMode::Auto, max_flows, log: false })
+            .expect("load")
+    };
+    let mut text = format!("kernel {kernel}\n");
+    for (what, max_flows) in [("exact", 0), ("exact+flows", 131_072)] {
+        let _loaded = observer(max_flows);
+        text += &programs(what);
+    }
+    {
+        let options = DropOptions { all: false, max_keys: 8192, btf: Path::new(BTF_FILE).to_owned() };
+        let _loaded = Drops::load(&options).expect("load");
+        text += &programs("drops");
+    }
+    print!("{text}");
+    // Another kernel translates and walks otherwise: there the numbers are told, and what they are is not known.
+    if KEPT.starts_with(&format!("kernel {kernel}\n")) {
+        assert_eq!(text, KEPT, "programs have changed: is it meant?");
+    } else {
+        netobs_tests::skip("programs", &format!("numbers are kept of {:?} only", KEPT.lines().next()));
+    }
+}
