@@ -14,6 +14,8 @@ pub mod netns;
 pub mod podman;
 pub mod pretend;
 pub mod program;
+pub mod random_frames;
+pub mod reference;
 pub mod test_run;
 pub mod trace;
 pub mod traffic;

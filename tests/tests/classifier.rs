@@ -131,6 +131,32 @@ fn later_fragments_have_a_protocol_and_no_flags() {
     assert_eq!(traffic.truncated, 0);
 }
 
+/// Each by its own header: what a receiver would put together of them is not looked at.
+#[test]
+fn overlapping_fragments_are_each_counted_once() {
+    const MORE: u16 = 0x2000;
+    let traffic = count(|run| {
+        let syn = tcp(0x02, 28);
+        // The first one; the second 8 bytes on, with other flags where the first has its own (RFC 1858 section 3);
+        // one that begins before the end of the first and ends before it; the first one again, as a reset.
+        for (fragment, payload) in
+            [(MORE, syn.clone()), (1, vec![0xff; 40]), (MORE | 2, vec![0xff; 8]), (MORE, tcp(0x04, 4))]
+        {
+            run(&frame(UNICAST, 0x0800, &ipv4(6, 0, fragment, &payload)), Gso::default());
+            let offset = (fragment & 0x1fff) << 3 | fragment >> 13;
+            let mut of_ipv6 = vec![6, 0];
+            of_ipv6.extend(offset.to_be_bytes());
+            of_ipv6.extend([0, 0, 0, 1]);
+            of_ipv6.extend(payload);
+            run(&frame(UNICAST, 0x86dd, &ipv6(44, &of_ipv6)), Gso::default());
+        }
+    });
+    assert_eq!((traffic.ethertype.ipv4.packets, traffic.ethertype.ipv6.packets), (4, 4));
+    assert_eq!((traffic.packets, traffic.protocol.tcp.packets), (8, 8));
+    assert_eq!((traffic.tcp_flags.syn, traffic.tcp_flags.rst, traffic.tcp_flags.fin), (2, 2, 0));
+    assert_eq!((traffic.truncated, traffic.unflowed.packets), (0, 0));
+}
+
 #[test]
 fn ipv6_extension_headers() {
     let traffic = count(|run| {

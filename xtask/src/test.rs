@@ -35,10 +35,11 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 22] = [
+const AREAS: [(&str, bool, bool); 23] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("programs", true, false),
+    ("random_frames", false, false),
     ("netns", true, false),
     ("interfaces", false, false),
     ("inside", false, false),

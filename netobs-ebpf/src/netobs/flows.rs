@@ -88,8 +88,8 @@ fn add<const DIRECTION: u32>(cell: &mut FlowCell, flags: u8, amount: Amount) {
     }
     // SAFETY: takes no argument and cannot fail; inlined by the JIT.
     cell.last = unsafe { bpf_jiffies64() } as u32;
-    // Only a few times in the life of a flow.
-    if flags & !cell.flags[direction] != 0 {
+    // Only a few times in the life of a flow. Each SYN: one without ACK may follow one with it.
+    if flags & (!cell.flags[direction] | tcp_flag::SYN) != 0 {
         cell.flags[direction] |= flags | opened(flags);
     }
 }
