@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::{HashMap, HashMapExt as _};
 use netobs_common::{FREE_CELL, FlowCell, FlowKey, FlowOwner, LEAVING_CELL, OverflowFlow};
 
 use super::{attach::bpf, mapping::Mapping};
@@ -75,8 +76,8 @@ pub struct Flows {
     owners: Mapping,
     overflow: [OwnedFd; 2],
     epoch: Mapping,
-    /// Each cell as it was last read, its tag included; all zero for one that nobody had.
-    read: Vec<[u64; CELL]>,
+    /// Cells as they were last read, their tags included, by index; those that somebody has.
+    read: HashMap<u32, [u64; CELL]>,
     /// Cells that were in use when the draining began.
     taken: Vec<u32>,
     /// Of the kernel's jiffies.
@@ -113,8 +114,8 @@ const _: () = assert!(
 impl Flows {
     pub fn new(size: Size, maps: Maps) -> Self {
         let Maps { cells, owners, overflow, epoch } = maps;
-        let read = vec![[0; CELL]; size.cells() as usize];
-        Self { size, cells, owners, overflow, epoch, read, taken: Vec::new(), tick: tick() }
+        let (read, taken) = (HashMap::new(), Vec::new());
+        Self { size, cells, owners, overflow, epoch, read, taken, tick: tick() }
     }
 
     /// Marks the cells that have counted nothing since they were last read, to be taken back, and turns the
@@ -122,15 +123,17 @@ impl Flows {
     pub fn begin(&mut self) {
         self.taken.clear();
         let cells = self.cells.words(0, self.size.cells() as usize * CELL).chunks_exact(CELL);
-        for (index, (cell, read)) in cells.zip(&mut self.read).enumerate() {
+        for (index, cell) in (0..).zip(cells) {
             let tag = cell[word::TAG].load(Ordering::Acquire);
             if tag == FREE_CELL {
                 continue;
             }
-            self.taken.push(index as u32);
-            let idle = read[word::TAG] == tag
-                && word::COUNT.iter().all(|&count| cell[count].load(Ordering::Relaxed) == read[count]);
-            if idle {
+            self.taken.push(index);
+            let is_idle = |read: &[u64; CELL]| {
+                read[word::TAG] == tag
+                    && word::COUNT.iter().all(|&count| cell[count].load(Ordering::Relaxed) == read[count])
+            };
+            if self.read.get(&index).is_some_and(is_idle) {
                 cell[word::TAG].store(LEAVING_CELL, Ordering::Release);
             }
         }
@@ -141,21 +144,22 @@ impl Flows {
     /// is told of by [`Self::finish`].
     pub fn peek(&mut self, mut tell: impl FnMut(Flow)) {
         let clock = Clock::now(self.tick);
-        for index in 0..self.size.cells() as usize {
-            let tag = self.cells.load(index * CELL + word::TAG).unwrap_or(FREE_CELL);
-            let read = &mut self.read[index];
+        for index in 0..self.size.cells() {
+            let at = index as usize;
+            let tag = self.cells.load(at * CELL + word::TAG).unwrap_or(FREE_CELL);
             // Whose a new one is was written before its tag, which can be relied on where stores are seen in
             // their order; elsewhere it waits for the next draining.
-            if tag == FREE_CELL
-                || tag == LEAVING_CELL
-                || (read[word::TAG] != tag && cfg!(not(target_arch = "x86_64")))
-            {
+            if tag == FREE_CELL || tag == LEAVING_CELL {
                 continue;
             }
-            let cell: [u64; CELL] = load(&self.cells, index);
-            if let Some(flow) = changed(&cell, read, &owner(load(&self.owners, index)), &clock) {
+            let read = self.read.get(&index).copied().unwrap_or_default();
+            if read[word::TAG] != tag && cfg!(not(target_arch = "x86_64")) {
+                continue;
+            }
+            let cell: [u64; CELL] = load(&self.cells, at);
+            if let Some(flow) = changed(&cell, &read, &owner(load(&self.owners, at)), &clock) {
                 tell(flow);
-                *read = cell;
+                self.read.insert(index, cell);
             }
         }
     }
@@ -169,19 +173,23 @@ impl Flows {
         let clock = Clock::now(self.tick);
         // Once only: after this a cell may be somebody else's.
         for index in std::mem::take(&mut self.taken) {
-            let index = index as usize;
-            let cell: [u64; CELL] = load(&self.cells, index);
-            let read = &mut self.read[index];
-            let owner: FlowOwner = owner(load(&self.owners, index));
-            if let Some(flow) = changed(&cell, read, &owner, &clock) {
+            let at = index as usize;
+            let cell: [u64; CELL] = load(&self.cells, at);
+            let read = self.read.get(&index).copied().unwrap_or_default();
+            let owner: FlowOwner = owner(load(&self.owners, at));
+            if let Some(flow) = changed(&cell, &read, &owner, &clock) {
                 tell(flow);
             }
             if cell[word::TAG] == LEAVING_CELL || gone.contains(&u32::from(owner.key.slot)) {
-                *read = [0; CELL];
-                self.cells.store(index * CELL + word::TAG, FREE_CELL);
+                self.read.remove(&index);
+                self.cells.store(at * CELL + word::TAG, FREE_CELL);
             } else {
-                *read = cell;
+                self.read.insert(index, cell);
             }
+        }
+        // As many flows as there may once have been.
+        if self.read.capacity() / 4 > self.read.len() {
+            self.read.shrink_to_fit();
         }
         let idle = self.active() ^ 1;
         drain(&self.overflow[idle], |key, flow| tell(overflowed(key, flow, &clock)))
