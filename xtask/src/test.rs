@@ -35,7 +35,7 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 22] = [
+const AREAS: [(&str, bool, bool); 23] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("random_frames", false, false),
@@ -45,6 +45,7 @@ const AREAS: [(&str, bool, bool); 22] = [
     ("flows", false, false),
     ("trace_filter", true, false),
     ("trace", false, false),
+    ("trace_drops", false, false),
     ("trace_docker", false, true),
     ("demo", false, false),
     ("engine", false, true),

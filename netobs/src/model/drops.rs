@@ -133,6 +133,17 @@ pub struct Party {
     pub ambiguous: Vec<String>,
 }
 
+impl Party {
+    /// The container, those that it may be, or the host.
+    pub fn name(&self) -> Option<String> {
+        match (&self.container, self.ambiguous.as_slice()) {
+            (Some(name), _) => Some(name.clone()),
+            (None, []) => self.host.then(|| "host".to_owned()),
+            (None, names) => Some(names.join(" or ")),
+        }
+    }
+}
+
 /// Where a packet was when it was dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Location {
