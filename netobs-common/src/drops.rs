@@ -94,16 +94,16 @@ pub const REASONS: usize = 256;
 pub const MAX_PLACES: usize = 64;
 
 /// What one CPU has counted since the start. `seen` is all events; of each reason, `seen` is what is
-/// `hidden`, what was `lost`, and what is counted by [`DropKey`].
+/// `hidden`, what was `lost`, and what is counted by [`DropKey`] or is in the ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropTotals {
     pub seen: [u64; REASONS],
     /// Ordinary ends.
     pub hidden: [u64; REASONS],
-    /// No room for another key.
+    /// No room for another key, or in the ring.
     pub lost_full: u64,
-    /// The map could not be written at that moment.
+    /// The map could not be written, or the packet could not be read.
     pub lost_busy: u64,
 }
 
@@ -129,6 +129,10 @@ pub struct KernelLayout {
     pub skb_mac_header: u32,
     pub skb_tail: u32,
     pub skb_head: u32,
+    /// `len`.
+    pub skb_length: u32,
+    /// Of the struct, whose `data` is read by itself where it is wanted.
+    pub skb_data: u32,
     /// The byte that `pkt_type` is in, and how far it is shifted there.
     pub skb_pkt_type: u32,
     pub skb_pkt_type_shift: u32,
@@ -143,8 +147,36 @@ pub struct KernelLayout {
     pub has_socket: u32,
 }
 
+/// What is before the bytes of a dropped packet in the ring, where each is told by itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropHeader {
+    /// `CLOCK_BOOTTIME`, when the program ran.
+    pub time_ns: u64,
+    /// As in [`DropCount`].
+    pub hook: u64,
+    pub hook_function: u64,
+    pub key: DropKey,
+    /// Of the packet from its first byte that is told on.
+    pub len: u32,
+    /// Bytes that follow, of those in the linear part; the rest of the record is padding.
+    pub captured: u32,
+    /// 1: the bytes begin with an Ethernet header; 0: with the network header.
+    pub link: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Bytes of a dropped packet that the records of the ring have room for, smallest first, as
+/// [`crate::trace::ROOMS`]. What is in the linear part is seldom more.
+pub const DROP_ROOMS: [usize; 3] = [128, 512, 2048];
+
+/// Most bytes of a dropped packet that are captured.
+pub const MAX_DROP_SNAPLEN: u32 = DROP_ROOMS[2] as u32;
+
 /// Most that is read of `struct sk_buff`.
 pub const MAX_SKB_LEN: usize = 208;
 
 const _: () = assert!(size_of::<DropKey>() == 72);
+const _: () = assert!(size_of::<DropHeader>() == 112 && align_of::<DropHeader>() == 8);
 const _: () = assert!(size_of::<DropTotals>() == (2 * REASONS + 2) * 8);

@@ -23,6 +23,7 @@ use crate::{
         ContainerInfo, ContainerState, KernelStats, NetworkInfo, Point, PublishedPort, Sample, Snapshot,
         State, Update,
         conversation::{Conversation, Conversations},
+        drops::{Directory, HostNames},
         flow::FlowOptions,
         state::{PROC, Process},
     },
@@ -289,11 +290,8 @@ impl Agent {
         match drops.read() {
             Ok(mut sample) => {
                 if !sample.events.is_empty() {
-                    let links = netlink::links(&mut self.netlink, None).unwrap_or_default();
-                    sample.host_links = links.into_iter().map(|link| (link.ifindex, link.name)).collect();
+                    sample.host = self.host_names();
                 }
-                let own = procfs::netns_identity(&self.proc_root, std::process::id());
-                sample.host_netns = own.ok().map(|(_, inode)| inode);
                 self.state.apply(Update::Works { feature: DROPS }, now);
                 self.state.apply(Update::Drops(Box::new(sample)), now);
             }
@@ -301,6 +299,21 @@ impl Agent {
                 self.state.apply(Update::Degraded { feature: DROPS, why: error.to_string() }, now);
             }
         }
+    }
+
+    /// What the host calls its own, now.
+    pub fn host_names(&mut self) -> HostNames {
+        let links = netlink::links(&mut self.netlink, None).unwrap_or_default();
+        let own = procfs::netns_identity(&self.proc_root, std::process::id());
+        HostNames {
+            netns: own.ok().map(|(_, inode)| inode),
+            links: links.into_iter().map(|link| (link.ifindex, link.name)).collect(),
+        }
+    }
+
+    /// By what it can be told now whose a packet is.
+    pub fn directory(&self, host: HostNames, since: Instant) -> Directory {
+        self.state.directory(host, since)
     }
 
     /// Takes in what is waiting, then finds out whose the new namespaces are.

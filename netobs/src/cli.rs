@@ -266,6 +266,12 @@ pub struct TraceArgs {
     /// Only frames of this type, or with a tag of it: ipv4, ipv6, arp, vlan, qinq or a number like 0x88cc
     #[arg(long, value_name = "TYPE", value_parser = packet::ethertype)]
     pub ethertype: Option<u16>,
+    /// Packets that the kernel drops, too: why, where, and whose
+    #[arg(long)]
+    pub drops: bool,
+    /// With --drops, ordinary ends of a packet's life, too
+    #[arg(long, requires = "drops")]
+    pub all_drops: bool,
     /// How to print them [default: text; pcapng with --write]
     #[arg(short, long, value_enum)]
     pub output: Option<TraceOutput>,
@@ -293,6 +299,9 @@ pub struct TraceArgs {
     /// Memory for packets on their way from the kernel: 128k to 1G, rounded up to a power of two
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = packet::ring_size)]
     pub buffer_size: u32,
+    /// The kernel's type information
+    #[arg(long, value_name = "FILE", default_value = crate::ebpf::drops::BTF_FILE, hide = true)]
+    pub btf: PathBuf,
     #[command(flatten)]
     pub find: FindArgs,
 }

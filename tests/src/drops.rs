@@ -76,6 +76,22 @@ impl Looking {
     }
 }
 
+/// Waits until a process looks for drops.
+///
+/// # Panics
+/// If it is not in time.
+pub fn looking(pid: u32) {
+    wait_for("to look for drops", LOADED, || if looks(pid) { Ok(()) } else { Err("not yet".to_owned()) });
+}
+
+fn looks(pid: u32) -> bool {
+    let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    // Of a link to a raw tracepoint.
+    files.flatten().any(|file| {
+        std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains("tp_name:\tkfree_skb"))
+    })
+}
+
 /// `netobs drops` with its latest document (`--output json`), or all lines of another output.
 pub struct Drops {
     child: Child,
@@ -106,13 +122,7 @@ impl Drops {
                 }
                 panic!("{status}: {said}");
             }
-            let folder = format!("/proc/{}/fdinfo", self.pid());
-            let files = std::fs::read_dir(folder).map_err(|error| error.to_string())?;
-            // Of a link to a raw tracepoint.
-            let looks = files.flatten().any(|file| {
-                std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains("tp_name:\tkfree_skb"))
-            });
-            if looks { Ok(()) } else { Err("not yet".to_owned()) }
+            if looks(self.pid()) { Ok(()) } else { Err("not yet".to_owned()) }
         });
     }
 

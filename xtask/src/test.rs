@@ -35,7 +35,7 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 23] = [
+const AREAS: [(&str, bool, bool); 24] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("programs", true, false),
@@ -46,6 +46,7 @@ const AREAS: [(&str, bool, bool); 23] = [
     ("flows", false, false),
     ("trace_filter", true, false),
     ("trace", false, false),
+    ("trace_drops", false, false),
     ("trace_docker", false, true),
     ("demo", false, false),
     ("engine", false, true),

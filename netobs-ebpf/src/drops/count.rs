@@ -57,11 +57,23 @@ pub fn event(totals: *mut DropTotals, key: &DropKey, first: impl Fn() -> DropCou
     let failed = if second { count_in(&EVENTS_1, key, first) } else { count_in(&EVENTS_0, key, first) };
     match failed {
         0 => {}
-        // SAFETY: within the block, whose address the map gave.
-        E2BIG => add(unsafe { &raw mut (*totals).lost_full }),
-        // SAFETY: as above.
-        _ => add(unsafe { &raw mut (*totals).lost_busy }),
+        E2BIG => lost_full(totals),
+        _ => lost_busy(totals),
     }
+}
+
+/// There was no room for it.
+#[inline(always)]
+pub fn lost_full(totals: *mut DropTotals) {
+    // SAFETY: within the block, whose address the map gave.
+    add(unsafe { &raw mut (*totals).lost_full });
+}
+
+/// It could not be written or read.
+#[inline(always)]
+pub fn lost_busy(totals: *mut DropTotals) {
+    // SAFETY: as above.
+    add(unsafe { &raw mut (*totals).lost_busy });
 }
 
 const E2BIG: i32 = -7;

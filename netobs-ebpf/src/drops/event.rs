@@ -7,6 +7,7 @@ use netobs_ebpf::headers::{ETH_LEN, ethertype, protocol};
 use crate::{
     count,
     kernel::{self, Device, Skb, layout, packet_type},
+    ring,
 };
 
 /// [`rule`] for each reason.
@@ -41,8 +42,9 @@ macro_rules! global {
     };
 }
 
+/// `EACH` says whether the event is told by itself, or counted with others of its kind.
 #[inline(always)]
-pub fn record(ctx: &RawTracePointContext) {
+pub fn record<const EACH: bool>(ctx: &RawTracePointContext) {
     let Some(totals) = count::totals() else { return };
     let mut key = DropKey::ZERO;
     if layout!(has_reason) != 0 {
@@ -75,8 +77,16 @@ pub fn record(ctx: &RawTracePointContext) {
         // packet (the verifier removes what it believes to be unreachable).
         key.flags |= u8::from(ordinary) * flag::ORDINARY;
         key.netns = read_place(&skb, socket, &mut key) as u32;
+        if EACH {
+            return if ring::send(ctx.as_ptr(), &skb, &key) == 0 {
+                count::lost_full(totals)
+            };
+        }
     }
-    let by_netfilter = key.reason == global!(NETFILTER_DROP) && global!(HOOK_CALLER[0]) != 0;
+    if EACH {
+        return count::lost_busy(totals);
+    }
+    let by_netfilter = is_by_netfilter(&key);
     count::event(totals, &key, || {
         let mut count = DropCount { packets: 1, hook: 0, hook_function: 0 };
         if by_netfilter {
@@ -84,6 +94,12 @@ pub fn record(ctx: &RawTracePointContext) {
         }
         count
     });
+}
+
+/// Whether the stack is to tell more.
+#[inline(always)]
+pub fn is_by_netfilter(key: &DropKey) -> bool {
+    key.reason == global!(NETFILTER_DROP) && global!(HOOK_CALLER[0]) != 0
 }
 
 /// What makes a packet of this type an ordinary end; 0 if its type does not.
@@ -225,7 +241,7 @@ const OWN_FRAMES: u64 = 2;
 /// Who called the netfilter hook, and what the hook called, from the stack: which hook it was is nowhere else.
 /// 0 if it is not found.
 #[inline(never)]
-fn read_hook(ctx: *mut core::ffi::c_void, function: &mut u64) -> u64 {
+pub fn read_hook(ctx: *mut core::ffi::c_void, function: &mut u64) -> u64 {
     let mut frames = [0u64; FRAMES];
     // SAFETY: the destination is as long as is said.
     let read =

@@ -17,6 +17,8 @@ pub static LAYOUT: KernelLayout = KernelLayout {
     skb_mac_header: 0,
     skb_tail: 0,
     skb_head: 0,
+    skb_length: 0,
+    skb_data: 0,
     skb_pkt_type: 0,
     skb_pkt_type_shift: 0,
     dev_ifindex: 0,
@@ -96,6 +98,16 @@ impl Skb {
 
     pub fn head(&self) -> u64 {
         self.member(layout!(skb_head))
+    }
+
+    /// Bytes from [`Self::data`] on.
+    pub fn length(&self) -> u32 {
+        self.member(layout!(skb_length))
+    }
+
+    /// Where in the packet the kernel was; of the struct at this address.
+    pub fn data(skb: u64) -> u64 {
+        read(skb, layout!(skb_data), 0)
     }
 
     /// Offsets from the head, as the ones below.

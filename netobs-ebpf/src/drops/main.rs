@@ -7,13 +7,21 @@
 mod count;
 mod event;
 mod kernel;
+mod ring;
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 
 /// `trace_kfree_skb(skb, location, reason, rx_sk)`; reason since 5.17, rx_sk since 6.11.
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn netobs_drops(ctx: RawTracePointContext) -> i32 {
-    event::record(&ctx);
+    event::record::<false>(&ctx);
+    0
+}
+
+/// The same, where each event is told by itself.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn netobs_each(ctx: RawTracePointContext) -> i32 {
+    event::record::<true>(&ctx);
     0
 }
 

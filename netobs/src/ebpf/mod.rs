@@ -19,6 +19,7 @@ mod tracer;
 pub use attach::AttachMode;
 pub use attachments::{Attach, AttachError};
 pub use clsact::remove_leftovers;
+pub use drops::{DropCounts, DropRecord, DropRing, EachDrop, EachOptions};
 pub use flows::wait_for_programs;
 pub use object::{LoadError, Options};
 pub use observer::Observer;

@@ -1,10 +1,15 @@
 //! Packets that were captured, and the places where they were: whose, and on which network.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use serde::Serialize;
 
 use super::{
+    drops::{Directory, DropKind, Party},
     fold::display_name,
     state::{InterfaceEntry, State},
     update::{InterfaceKey, InterfaceKind, Place},
@@ -45,6 +50,10 @@ pub struct Book {
     pub by_slot: BTreeMap<u32, (Arc<Point>, bool)>,
     /// Containers by address, where an address is of one alone.
     pub by_address: BTreeMap<IpAddr, String>,
+    /// Whose dropped packets are.
+    pub directory: Directory,
+    /// IDs of the containers whose packets are asked for, by whatever name.
+    pub chosen: BTreeSet<String>,
 }
 
 impl Book {
@@ -89,6 +98,31 @@ pub struct Packet {
     pub link: bool,
     /// The beginning, as far as it was captured.
     pub bytes: Vec<u8>,
+}
+
+/// A packet that the kernel dropped.
+#[derive(Clone, Debug)]
+pub struct Dropped {
+    /// At no [`Point`]; as much of it as is known.
+    pub packet: Packet,
+    pub kind: DropKind,
+}
+
+impl Dropped {
+    /// Who had its addresses.
+    pub fn names(&self) -> BTreeMap<IpAddr, String> {
+        let parties = [&self.kind.source, &self.kind.destination];
+        parties.into_iter().filter_map(|party| Some((party.address?, party.name()?))).collect()
+    }
+
+    /// Without the names of who had its addresses.
+    #[must_use]
+    pub fn numeric(mut self) -> Self {
+        for party in [&mut self.kind.source, &mut self.kind.destination] {
+            *party = Party { address: party.address, ..Party::default() };
+        }
+        self
+    }
 }
 
 impl Point {

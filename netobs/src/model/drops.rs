@@ -4,7 +4,7 @@
 //! where more than one answer fits.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
@@ -117,10 +117,7 @@ pub struct DropSample {
     pub by_reason: Vec<ReasonTotal>,
     /// Since the start, by cause.
     pub lost: BTreeMap<&'static str, u64>,
-    /// Inode number of the host's network namespace.
-    pub host_netns: Option<u64>,
-    /// Names of the host's interfaces by ifindex.
-    pub host_links: BTreeMap<u32, String>,
+    pub host: HostNames,
 }
 
 /// Where a packet came from or was to go.
@@ -134,6 +131,17 @@ pub struct Party {
     pub host: bool,
     /// Names of the containers that it may be, if more than one fits.
     pub ambiguous: Vec<String>,
+}
+
+impl Party {
+    /// The container, those that it may be, or the host.
+    pub fn name(&self) -> Option<String> {
+        match (&self.container, self.ambiguous.as_slice()) {
+            (Some(name), _) => Some(name.clone()),
+            (None, []) => self.host.then(|| "host".to_owned()),
+            (None, names) => Some(names.join(" or ")),
+        }
+    }
 }
 
 /// Where a packet was when it was dropped.
@@ -261,23 +269,38 @@ struct Entry {
 }
 
 /// An address of a container, where it may be met.
-struct Candidate<'a> {
-    id: &'a str,
-    name: &'a str,
+#[derive(Clone, Debug)]
+struct Candidate {
+    id: String,
+    name: String,
     address: Option<IpAddr>,
-    mac: Option<&'a str>,
+    mac: Option<String>,
     network: Option<String>,
     netns: Option<u64>,
     /// As numbered in its namespace.
     ifindex: Option<u32>,
-    interface: Option<&'a str>,
+    interface: Option<String>,
 }
 
-/// Containers' addresses, and the host's names, while one sample is taken in.
-struct Directory<'a> {
-    state: &'a State,
-    sample: &'a DropSample,
-    candidates: Vec<Candidate<'a>>,
+/// Containers' addresses and the host's names at one time: by these it is told whose a packet was.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    candidates: Vec<Candidate>,
+    host: HostNames,
+    host_addresses: BTreeSet<IpAddr>,
+    /// Networks of the host's bridges and veths, by ifindex.
+    host_networks: BTreeMap<u32, String>,
+    /// By network.
+    subnets: Vec<(String, Vec<Subnet>)>,
+}
+
+/// What the host calls its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostNames {
+    /// Inode number of its network namespace.
+    pub netns: Option<u64>,
+    /// Names of its interfaces by ifindex.
+    pub links: BTreeMap<u32, String>,
 }
 
 /// Where an event was, as far as it tells whose it is.
@@ -294,7 +317,11 @@ impl State {
     pub(super) fn dropped(&mut self, sample: DropSample, now: Instant) {
         let mut drops = self.drops.take().unwrap_or_default();
         let kinds: Vec<(DropKind, u64)> = {
-            let directory = Directory::new(self, &sample, drops.read, now);
+            let directory = match sample.events.as_slice() {
+                [] => Directory::default(),
+                // Whoever was there at any time since the last reading.
+                _ => self.directory(sample.host, drops.read.unwrap_or(now)),
+            };
             sample.events.iter().map(|event| (directory.kind(event), event.packets)).collect()
         };
         for (kind, packets) in kinds {
@@ -417,33 +444,53 @@ impl EdgeEnd {
     }
 }
 
-impl<'a> Directory<'a> {
-    fn new(state: &'a State, sample: &'a DropSample, read: Option<Instant>, now: Instant) -> Self {
-        let mut directory = Self { state, sample, candidates: Vec::new() };
-        if sample.events.is_empty() {
-            return directory;
+impl State {
+    /// Of whoever was there at any time since then.
+    pub fn directory(&self, host: HostNames, since: Instant) -> Directory {
+        let mut host_networks: BTreeMap<u32, Option<String>> = BTreeMap::new();
+        let of_host =
+            self.interfaces.values().filter(|entry| entry.info.place == Place::Host && entry.ended.is_none());
+        for entry in of_host {
+            let has_network = matches!(entry.info.kind, InterfaceKind::Bridge | InterfaceKind::Veth);
+            host_networks
+                .entry(entry.info.ifindex)
+                .or_insert_with(|| entry.network.clone().filter(|_| has_network));
         }
-        // Whoever was there at any time since the last reading.
-        let since = read.unwrap_or(now);
-        for (id, entry) in &state.containers {
+        let mut directory = Directory {
+            candidates: Vec::new(),
+            host,
+            host_addresses: self.host_addresses.clone(),
+            host_networks: host_networks
+                .into_iter()
+                .filter_map(|(ifindex, network)| Some((ifindex, network?)))
+                .collect(),
+            subnets: self
+                .networks
+                .values()
+                .map(|network| (network.name.clone(), network.subnets.clone()))
+                .collect(),
+        };
+        for (id, entry) in &self.containers {
             let was_there = is_live(&entry.info) || entry.ended.is_some_and(|at| at >= since);
             if was_there && !shares_namespace(&entry.info) {
-                directory.enter(id, entry);
+                directory.enter(id, entry, self);
             }
         }
         directory
     }
+}
 
-    fn enter(&mut self, id: &'a str, entry: &'a super::state::ContainerEntry) {
-        let name = entry.info.name.as_str();
+impl Directory {
+    fn enter(&mut self, id: &str, entry: &super::state::ContainerEntry, state: &State) {
+        let name = &entry.info.name;
         let Some(namespace) = entry.namespace.as_ref().filter(|namespace| !namespace.host) else {
             let endpoints = entry.info.endpoints.iter().filter(|_| entry.namespace.is_none());
             for endpoint in endpoints {
                 self.candidates.extend(endpoint.addresses.iter().map(|address| Candidate {
-                    id,
-                    name,
+                    id: id.to_owned(),
+                    name: name.clone(),
                     address: Some(*address),
-                    mac: endpoint.mac.as_deref(),
+                    mac: endpoint.mac.clone(),
                     network: Some(endpoint.network.clone()),
                     netns: None,
                     ifindex: None,
@@ -453,7 +500,7 @@ impl<'a> Directory<'a> {
             return;
         };
         for link in &namespace.links {
-            let attached = self.state.interfaces.values().find(|interface| {
+            let attached = state.interfaces.values().find(|interface| {
                 let owner = interface.owner.as_ref();
                 owner.is_some_and(|owner| owner.container == id && owner.inner.ifindex == link.ifindex)
             });
@@ -464,19 +511,20 @@ impl<'a> Directory<'a> {
             // One without addresses is known by its namespace and MAC address.
             let addresses = addresses.chain(link.addresses.is_empty().then_some(None));
             self.candidates.extend(addresses.map(|address| Candidate {
-                id,
-                name,
+                id: id.to_owned(),
+                name: name.clone(),
                 address,
-                mac: Some(link.mac.as_str()).filter(|mac| *mac != NO_MAC),
+                mac: Some(link.mac.clone()).filter(|mac| mac != NO_MAC),
                 network: network.clone(),
                 netns: Some(namespace.identity.1),
                 ifindex: Some(link.ifindex),
-                interface: Some(&link.name),
+                interface: Some(link.name.clone()),
             }));
         }
     }
 
-    fn kind(&self, event: &DropEvent) -> DropKind {
+    /// Whose the packets of an event were.
+    pub fn kind(&self, event: &DropEvent) -> DropKind {
         let scene = self.scene(event);
         let addresses = event.addresses.unzip();
         let is_icmp = matches!(event.protocol, Some(ICMP | ICMPV6));
@@ -497,8 +545,8 @@ impl<'a> Directory<'a> {
         }
     }
 
-    fn scene(&self, event: &DropEvent) -> Scene<'a> {
-        let host = event.netns.is_some() && event.netns == self.sample.host_netns;
+    fn scene(&self, event: &DropEvent) -> Scene<'_> {
+        let host = event.netns.is_some() && event.netns == self.host.netns;
         let mut at = Location {
             namespace: event.netns.map(|inode| format!("net:[{inode}]")),
             host,
@@ -511,7 +559,7 @@ impl<'a> Directory<'a> {
             let (near, out) = (self.host_network(event.ifindex), self.host_network(event.out_ifindex));
             return Scene { at, inside: None, near, out };
         }
-        let inside: Vec<&Candidate<'_>> = self
+        let inside: Vec<&Candidate> = self
             .candidates
             .iter()
             .filter(|candidate| event.netns.is_some() && candidate.netns == event.netns)
@@ -523,13 +571,12 @@ impl<'a> Directory<'a> {
             inside.iter().find(|candidate| ifindex.is_some() && candidate.ifindex == ifindex).copied()
         };
         let (device, out) = (link(event.ifindex), link(event.out_ifindex));
-        at.container = Some(display_name(owner.id, owner.name));
-        at.container_id = Some(owner.id.to_owned());
-        at.interface = device.and_then(|device| device.interface.map(str::to_owned));
-        at.out_interface = out.and_then(|out| out.interface.map(str::to_owned));
-        let network = |of: Option<&Candidate<'_>>| of.and_then(|of| of.network.clone());
-        let id = self.state.containers.get_key_value(owner.id).map(|(id, _)| id.as_str());
-        Scene { at, inside: id, near: network(device), out: network(out) }
+        at.container = Some(display_name(&owner.id, &owner.name));
+        at.container_id = Some(owner.id.clone());
+        at.interface = device.and_then(|device| device.interface.clone());
+        at.out_interface = out.and_then(|out| out.interface.clone());
+        let network = |of: Option<&Candidate>| of.and_then(|of| of.network.clone());
+        Scene { at, inside: Some(&owner.id), near: network(device), out: network(out) }
     }
 
     /// Who has an address (or sent from a MAC address), `on` one of these networks if any has it there.
@@ -551,12 +598,12 @@ impl<'a> Directory<'a> {
         {
             fitting = self.by_address(address, scene, on);
         }
-        let mut ids: Vec<&str> = fitting.iter().map(|candidate| candidate.id).collect();
+        let mut ids: Vec<&str> = fitting.iter().map(|candidate| candidate.id.as_str()).collect();
         ids.dedup();
         match (ids.as_slice(), fitting.first()) {
             ([_], Some(found)) => {
-                party.container = Some(display_name(found.id, found.name));
-                party.container_id = Some(found.id.to_owned());
+                party.container = Some(display_name(&found.id, &found.name));
+                party.container_id = Some(found.id.clone());
                 party.network = same(fitting.iter().map(|candidate| candidate.network.as_ref())).cloned();
             }
             ([], _) => {
@@ -567,7 +614,7 @@ impl<'a> Directory<'a> {
             }
             _ => {
                 party.ambiguous =
-                    fitting.iter().map(|candidate| display_name(candidate.id, candidate.name)).collect();
+                    fitting.iter().map(|candidate| display_name(&candidate.id, &candidate.name)).collect();
                 party.ambiguous.dedup();
             }
         }
@@ -575,27 +622,22 @@ impl<'a> Directory<'a> {
     }
 
     /// Nothing if more than one container has it.
-    fn by_mac(&self, mac: Option<&str>, scene: &Scene<'_>) -> Vec<&Candidate<'a>> {
+    fn by_mac(&self, mac: Option<&str>, scene: &Scene<'_>) -> Vec<&Candidate> {
         let Some(mac) = mac else { return Vec::new() };
         let found: Vec<_> = self
             .candidates
             .iter()
-            .filter(|candidate| candidate.mac == Some(mac))
+            .filter(|candidate| candidate.mac.as_deref() == Some(mac))
             .filter(|candidate| scene.inside.is_none() || candidate.network == scene.near)
             .collect();
         if same(found.iter().map(|candidate| Some(&candidate.id))).is_some() { found } else { Vec::new() }
     }
 
-    fn by_address(
-        &self,
-        address: IpAddr,
-        scene: &Scene<'_>,
-        on: [&Option<String>; 2],
-    ) -> Vec<&Candidate<'a>> {
+    fn by_address(&self, address: IpAddr, scene: &Scene<'_>, on: [&Option<String>; 2]) -> Vec<&Candidate> {
         let all: Vec<_> =
             self.candidates.iter().filter(|candidate| candidate.address == Some(address)).collect();
         let own: Vec<_> =
-            all.iter().copied().filter(|candidate| scene.inside == Some(candidate.id)).collect();
+            all.iter().copied().filter(|candidate| scene.inside == Some(candidate.id.as_str())).collect();
         if !own.is_empty() {
             return own;
         }
@@ -614,27 +656,21 @@ impl<'a> Directory<'a> {
     }
 
     fn is_hosts(&self, address: IpAddr, scene: &Scene<'_>) -> bool {
-        if address.is_loopback() { scene.at.host } else { self.state.host_addresses.contains(&address) }
+        if address.is_loopback() { scene.at.host } else { self.host_addresses.contains(&address) }
     }
 
     fn has_subnet(&self, network: &str, address: IpAddr) -> bool {
         let has = |subnet: &Subnet| contains(&subnet.subnet, address);
-        self.state.networks.values().any(|known| known.name == network && known.subnets.iter().any(has))
+        self.subnets.iter().any(|(name, subnets)| name == network && subnets.iter().any(has))
     }
 
     fn host_link(&self, ifindex: Option<u32>) -> Option<String> {
-        self.sample.host_links.get(&ifindex?).cloned()
+        self.host.links.get(&ifindex?).cloned()
     }
 
     /// The network of a bridge, or of a veth.
     fn host_network(&self, ifindex: Option<u32>) -> Option<String> {
-        let ifindex = ifindex?;
-        let found = self.state.interfaces.values().find(|entry| {
-            entry.info.place == Place::Host && entry.ended.is_none() && entry.info.ifindex == ifindex
-        })?;
-        matches!(found.info.kind, InterfaceKind::Bridge | InterfaceKind::Veth)
-            .then(|| found.network.clone())
-            .flatten()
+        self.host_networks.get(&ifindex?).cloned()
     }
 }
 
@@ -732,9 +768,9 @@ mod tests {
         fn drops(&mut self, events: Vec<DropEvent>) -> DropReport {
             let packets = events.iter().map(|event| event.packets).sum();
             let by_reason = vec![ReasonTotal { reason: "R".into(), events: packets, ordinary: 0 }];
-            let host_links = [(3, "br-front".to_owned()), (4, "br-back".to_owned())].into();
-            let sample =
-                DropSample { events, by_reason, host_netns: Some(HOST), host_links, ..DropSample::default() };
+            let links = [(3, "br-front".to_owned()), (4, "br-back".to_owned())].into();
+            let host = HostNames { netns: Some(HOST), links };
+            let sample = DropSample { events, by_reason, host, ..DropSample::default() };
             self.apply(Update::Drops(Box::new(sample)));
             self.state.drop_report(self.now, SystemTime::UNIX_EPOCH).expect("a report")
         }

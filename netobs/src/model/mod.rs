@@ -19,7 +19,7 @@ pub mod update;
 
 pub use netobs_common::trace::TraceCounts;
 
-pub use capture::{Book, Packet, Point, PointOwner, Way};
+pub use capture::{Book, Dropped, Packet, Point, PointOwner, Way};
 pub use snapshot::{
     AgentHealth, Baseline, Compose, Container, Drops, Endpoint, EngineStatus, Interface, Latency, Network,
     Published, Rates, Snapshot, Subnet, Via,

@@ -3,6 +3,7 @@
 //! This thread finds out what there is, attaches and detaches; another takes packets out of the ring and
 //! writes them (`reader.rs`), so that neither waits for the other.
 
+mod dropped;
 mod order;
 mod reader;
 
@@ -13,7 +14,7 @@ use std::{
     os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
     path::Path,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -23,12 +24,16 @@ use tokio::{sync::oneshot, time::MissedTickBehavior};
 use crate::{
     agent::{Agent, Config},
     cli::{TraceArgs, TraceOutput},
-    ebpf::{PacketFilter, TraceOptions, Tracer},
-    model::{Book, InterfaceKey, Point, TraceCounts},
+    ebpf::{DropCounts, EachDrop, EachOptions, PacketFilter, TraceOptions, Tracer},
+    model::{
+        Book, InterfaceKey, Point, TraceCounts,
+        drops::{Directory, HostNames},
+    },
     observe,
     output::{filter, format::escape, trace::Writer},
 };
-use reader::{Final, Limits, Names, Reader, Written};
+use dropped::Wanted;
+use reader::{Drops, Final, Limits, Names, Reader, Written};
 
 /// Bytes of each packet without `--snaplen`: what text and JSON tell of a packet is in the first of them.
 const HEADERS_SNAPLEN: u32 = 128;
@@ -123,10 +128,14 @@ async fn trace(
     };
     let limits = Limits { packets: args.count, bytes: args.max_bytes, snaplen: options.snaplen };
     let names = Names::default();
-    let reader = Reader::new(ring, writer, BufWriter::new(out), names.clone(), limits)?;
+    let (mut each, drops) = args.drops.then(|| load_drops(args, &options, &selection)).transpose()?.unzip();
+    let reader = Reader::new((ring, drops), writer, BufWriter::new(out), names.clone(), limits)?;
     let mut agent = observe::follow(&args.find, Config::new(GRACE), tracer.clone())?;
-    let mut session = Session { tracer, names, selection, seen: BTreeMap::new(), lost: 0 };
     agent.settle(observe::SETTLE).await;
+    // When it can be told whose they are.
+    each.as_mut().map_or(Ok(()), EachDrop::attach).context(NO_DROPS)?;
+    let host = each.is_some().then(|| agent.host_names());
+    let mut session = Session { tracer, each, host, names, selection, seen: BTreeMap::new(), lost: [0; 2] };
     session.refresh(&agent);
     session.say_what_is_missing(&mut agent);
     let (thread, mut done) = ReaderThread::start(reader)?;
@@ -137,10 +146,42 @@ async fn trace(
         result = &mut done => result.unwrap_or_else(|_| Err(io::Error::other("the reading thread failed"))),
     };
     let total = session.end();
-    let (last, shown) = thread.finish(session.last(total));
-    report(total, shown, args.count.is_some() || args.max_bytes.is_some());
+    let last = session.last(total);
+    let dropped = args.drops.then_some(last.dropped);
+    let (last, written) = thread.finish(last);
+    let is_limited = args.count.is_some() || args.max_bytes.is_some();
+    report(total, written.packets(), is_limited);
+    if let Some(dropped) = dropped {
+        report_drops(dropped, &written, is_limited);
+    }
     result.and(last).context("write packets")?;
     Ok(ExitCode::SUCCESS)
+}
+
+const NO_DROPS: &str = "drops cannot be looked for";
+
+/// The program for dropped packets, and what it will tell.
+fn load_drops(
+    args: &TraceArgs,
+    options: &TraceOptions,
+    selection: &Selection,
+) -> anyhow::Result<(EachDrop, Drops)> {
+    let each = EachOptions {
+        all: args.all_drops,
+        snaplen: options.snaplen.max(HEADERS_SNAPLEN),
+        ring_bytes: options.ring_bytes,
+        btf: args.btf.clone(),
+    };
+    let (each, ring, degraded) = EachDrop::load(&each).context(NO_DROPS)?;
+    if let Some(why) = degraded {
+        tracing::warn!("{why}");
+    }
+    let wanted = Wanted {
+        filter: options.filter,
+        containers: selection.containers.clone(),
+        networks: selection.networks.clone(),
+    };
+    Ok((each, Drops { ring, wanted }))
 }
 
 async fn after(duration: Option<Duration>) {
@@ -165,6 +206,12 @@ impl Selection {
         self.containers.is_empty() && self.networks.is_empty()
     }
 
+    /// IDs of the containers at these places that are asked for by name.
+    fn owners<'a>(&self, points: impl Iterator<Item = &'a Point>) -> BTreeSet<String> {
+        let is = |point: &&Point| self.containers.iter().any(|name| point.is_of(name));
+        points.filter(is).filter_map(|point| Some(point.owner.as_ref()?.id.clone())).collect()
+    }
+
     fn has(&self, point: &Point) -> bool {
         let of_container = self.containers.is_empty() || self.containers.iter().any(|name| point.is_of(name));
         let on_network = self.networks.is_empty()
@@ -176,11 +223,15 @@ impl Selection {
 /// What the main thread keeps while packets pass.
 struct Session {
     tracer: Arc<Mutex<Tracer>>,
+    /// None: dropped packets are not asked for. Then the host's names are not either.
+    each: Option<EachDrop>,
+    host: Option<HostNames>,
     names: Names,
     selection: Selection,
     /// Every place with a slot, or that had it last: as last told, and since when it is known.
     seen: BTreeMap<InterfaceKey, (Arc<Point>, Instant)>,
-    lost: u64,
+    /// Of packets that passed, and of those that were dropped.
+    lost: [u64; 2],
 }
 
 impl Session {
@@ -197,6 +248,7 @@ impl Session {
                     // Finds out, for one, that a namespace has gone.
                     if ticks.is_multiple_of(4) {
                         agent.sample();
+                        self.host = self.each.is_some().then(|| agent.host_names());
                         self.warn_of_losses();
                     }
                     if is_stdout && observe::reader_is_gone() {
@@ -234,7 +286,15 @@ impl Session {
             let is_settled = point.is_named || now.duration_since(*since) >= order::PATIENCE;
             Some((*slot, (Arc::clone(point), is_settled)))
         };
-        self.names.put(Book { by_slot: by_slot.iter().filter_map(entry).collect(), by_address });
+        let by_slot = by_slot.iter().filter_map(entry).collect();
+        let chosen = self.selection.owners(self.seen.values().map(|(point, _)| point.as_ref()));
+        self.names.put(Book { by_slot, by_address, directory: self.directory(agent, now), chosen });
+    }
+
+    /// Of those who are there, or were a moment ago.
+    fn directory(&self, agent: &Agent, now: Instant) -> Directory {
+        let Some(host) = &self.host else { return Directory::default() };
+        agent.directory(host.clone(), now.checked_sub(order::PATIENCE).unwrap_or(now))
     }
 
     /// A name may be mistyped, or of something that is yet to come.
@@ -259,18 +319,26 @@ impl Session {
     }
 
     fn warn_of_losses(&mut self) {
-        let lost = self.tracer.lock().unwrap_or_else(PoisonError::into_inner).total().lost;
-        if lost > self.lost {
-            tracing::warn!(
-                "{} packets lost: --buffer-size, or fewer bytes of each by --snaplen",
-                lost - self.lost
-            );
+        let packets = self.tracer.lock().unwrap_or_else(PoisonError::into_inner).total().lost;
+        let dropped = self.each.as_ref().map_or(0, |each| each.counts().lost);
+        for ((what, lost), before) in
+            [("packets", packets), ("drops", dropped)].into_iter().zip(&mut self.lost)
+        {
+            if lost > *before {
+                tracing::warn!(
+                    "{} {what} lost: --buffer-size, or fewer bytes of each by --snaplen",
+                    lost - *before
+                );
+            }
+            *before = lost;
         }
-        self.lost = lost;
     }
 
     /// Detaches, and waits for the programs that are still at work on other CPUs.
-    fn end(&self) -> TraceCounts {
+    fn end(&mut self) -> TraceCounts {
+        if let Some(each) = &mut self.each {
+            each.detach();
+        }
         let mut tracer = self.tracer.lock().unwrap_or_else(PoisonError::into_inner);
         tracer.detach_all();
         let end = Instant::now() + LAST_PACKETS;
@@ -286,7 +354,8 @@ impl Session {
 
     fn last(&self, total: TraceCounts) -> Final {
         let counts = self.tracer.lock().unwrap_or_else(PoisonError::into_inner).counts();
-        Final { delivered: total.delivered, counts }
+        let dropped = self.each.as_ref().map(EachDrop::counts).unwrap_or_default();
+        Final { delivered: total.delivered, counts, dropped }
     }
 }
 
@@ -295,7 +364,7 @@ struct ReaderThread {
     stop: UnixStream,
     last: mpsc::Sender<Final>,
     end: mpsc::Receiver<io::Result<()>>,
-    written: Written,
+    written: Arc<Written>,
 }
 
 impl ReaderThread {
@@ -325,20 +394,20 @@ impl ReaderThread {
         Ok((Self { stop, last: last_sender, end, written }, done))
     }
 
-    /// How it ended, and how many packets were written. Who does not take the output is not waited for
+    /// How it ended, and what was written. Who does not take the output is not waited for
     /// forever.
-    fn finish(self, last: Final) -> (io::Result<()>, u64) {
+    fn finish(self, last: Final) -> (io::Result<()>, Arc<Written>) {
         drop(self.stop);
         let _ = self.last.send(last);
-        let written = || self.written.load(Ordering::Relaxed);
+        let written = || self.written.packets() + self.written.drops() + self.written.others();
         loop {
             let before = written();
             match self.end.recv_timeout(LAST_OUTPUT) {
-                Ok(result) => return (result, written()),
+                Ok(result) => return (result, self.written),
                 Err(_) if written() > before => {}
                 Err(_) => {
                     let error = "nobody takes the output; its end is missing";
-                    return (Err(io::Error::other(error)), written());
+                    return (Err(io::Error::other(error)), self.written);
                 }
             }
         }
@@ -356,5 +425,23 @@ fn report(total: TraceCounts, shown: u64, is_limited: bool) {
     if unshown > 0 {
         let why = if is_limited { "after the last one that was asked for" } else { "could not be written" };
         eprintln!("netobs: {unshown} delivered and not shown: {why}");
+    }
+}
+
+/// Likewise of the packets that the kernel dropped, on the whole host.
+fn report_drops(counts: DropCounts, written: &Written, is_limited: bool) {
+    let DropCounts { events, delivered, lost, recursion } = counts;
+    let (shown, others) = (written.drops(), written.others());
+    eprintln!("netobs: {shown} drops shown");
+    eprintln!("netobs: {events} drops = {delivered} delivered + {lost} lost (buffer full)");
+    let unshown = delivered.saturating_sub(shown + others);
+    let why = if is_limited { "after the last one that was asked for" } else { "could not be written" };
+    for (drops, why) in [(others, "nobody's that was asked for"), (unshown, why)] {
+        if drops > 0 {
+            eprintln!("netobs: {drops} drops delivered and not shown: {why}");
+        }
+    }
+    if recursion > 0 {
+        eprintln!("netobs: {recursion} drops not seen: the kernel left the program out");
     }
 }

@@ -11,6 +11,8 @@ use std::{
 
 use netobs_common::trace::TraceHeader;
 
+use crate::{ebpf::DropRecord, model::drops::DropEvent};
+
 /// How long a packet is held. A program does not take that long, unless its virtual CPU is stopped.
 const HOLD: Duration = Duration::from_millis(10);
 
@@ -23,11 +25,23 @@ const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// What a held packet takes beside its bytes, roughly.
 const OVERHEAD_BYTES: usize = 128;
 
-/// A packet as it came out of the ring.
+/// A packet as it came out of a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captured {
+    /// Of one that was dropped: time, lengths and whether it begins with Ethernet.
     pub header: TraceHeader,
     pub bytes: Vec<u8>,
+    /// None: it passed.
+    pub dropped: Option<Box<DropEvent>>,
+}
+
+impl Captured {
+    pub fn of_drop(record: DropRecord) -> Self {
+        let DropRecord { event, time_ns, len, link, bytes } = record;
+        let captured = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let header = TraceHeader { time_ns, len, captured, link: u8::from(link), ..TraceHeader::default() };
+        Self { header, bytes, dropped: Some(Box::new(event)) }
+    }
 }
 
 #[derive(Default)]
@@ -51,12 +65,13 @@ impl Order {
     }
 
     /// The earliest, if it need not be held any longer: `now_ns` is by the packets' clock, `is_named` says
-    /// whether it is known whose a slot is.
+    /// whether it is known whose a slot is. Dropped ones may be nobody's, and do not wait for it.
     pub fn pop(&mut self, now_ns: u64, is_named: impl FnOnce(u32) -> bool) -> Option<Captured> {
         let Reverse(first) = self.heap.peek()?;
         let header = &first.captured.header;
         let age = Duration::from_nanos(now_ns.saturating_sub(header.time_ns));
-        let is_due = age >= PATIENCE || age >= HOLD && is_named(header.slot);
+        let is_dropped = first.captured.dropped.is_some();
+        let is_due = age >= PATIENCE || age >= HOLD && (is_dropped || is_named(header.slot));
         if is_due || self.bytes > MAX_BYTES { self.take() } else { None }
     }
 
@@ -105,7 +120,11 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn captured(time_ns: u64, slot: u32, bytes: usize) -> Captured {
-        Captured { header: TraceHeader { time_ns, slot, ..TraceHeader::default() }, bytes: vec![0; bytes] }
+        Captured {
+            header: TraceHeader { time_ns, slot, ..TraceHeader::default() },
+            bytes: vec![0; bytes],
+            dropped: None,
+        }
     }
 
     #[test]
@@ -129,6 +148,16 @@ mod tests {
         assert_eq!(order.pop(999 * MS, |slot| slot != 1), None);
         assert_eq!(order.pop(1000 * MS, |slot| slot != 1).map(|captured| captured.header.slot), Some(1));
         assert_eq!(order.pop(1000 * MS, |slot| slot != 1).map(|captured| captured.header.slot), Some(2));
+    }
+
+    #[test]
+    fn dropped_packets_wait_for_no_name() {
+        let mut order = Order::default();
+        order.push(Captured { dropped: Some(Box::default()), ..captured(0, 0, 10) });
+        order.push(captured(1, 1, 10));
+        assert_eq!(order.pop(9 * MS, |_| false), None);
+        assert!(order.pop(10 * MS, |_| false).is_some_and(|captured| captured.dropped.is_some()));
+        assert_eq!(order.pop(999 * MS, |_| false), None);
     }
 
     #[test]

@@ -16,10 +16,13 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-use super::order::{Captured, Order};
+use super::{
+    dropped::Wanted,
+    order::{Captured, Order},
+};
 use crate::{
-    ebpf::Ring,
-    model::{Book, InterfaceKey, Packet, TraceCounts, Way},
+    ebpf::{DropCounts, DropRing, Ring},
+    model::{Book, Dropped, InterfaceKey, Packet, TraceCounts, Way, drops::DropEvent},
     output::trace::Writer,
 };
 
@@ -32,6 +35,10 @@ const HELD_MS: u16 = 5;
 
 /// Between 802.3's addresses and the ethertype: where a VLAN tag is.
 const TAG_OFFSET: usize = 12;
+
+/// EtherTypes.
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
 
 /// Where the book of names is put, and looked up for each batch.
 #[derive(Clone, Default)]
@@ -59,13 +66,43 @@ pub struct Limits {
 pub struct Final {
     pub delivered: u64,
     pub counts: BTreeMap<InterfaceKey, TraceCounts>,
+    pub dropped: DropCounts,
 }
 
-/// Packets written so far, for whoever waits for the end.
-pub type Written = Arc<AtomicU64>;
+/// What has been done so far, for whoever waits for the end.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Packets that passed.
+    packets: AtomicU64,
+    /// Packets that were dropped.
+    drops: AtomicU64,
+    /// Packets that were dropped and not asked for.
+    others: AtomicU64,
+}
+
+impl Written {
+    pub fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
+    pub fn drops(&self) -> u64 {
+        self.drops.load(Ordering::Relaxed)
+    }
+
+    pub fn others(&self) -> u64 {
+        self.others.load(Ordering::Relaxed)
+    }
+}
+
+/// Where dropped packets come from, and which are asked for.
+pub struct Drops {
+    pub ring: DropRing,
+    pub wanted: Wanted,
+}
 
 pub struct Reader<W> {
     ring: Ring,
+    drops: Option<Drops>,
     writer: Writer,
     out: W,
     names: Names,
@@ -75,18 +112,26 @@ pub struct Reader<W> {
     epoch_ns: u64,
     start_ns: u64,
     written_bytes: u64,
-    /// Packets taken out of the ring.
+    /// Packets taken out of the ring, and out of the one of dropped packets.
     read: u64,
-    written: Written,
+    read_drops: u64,
+    written: Arc<Written>,
     is_full: bool,
 }
 
 impl<W: Write> Reader<W> {
-    pub fn new(ring: Ring, writer: Writer, out: W, names: Names, limits: Limits) -> io::Result<Self> {
+    pub fn new(
+        (ring, drops): (Ring, Option<Drops>),
+        writer: Writer,
+        out: W,
+        names: Names,
+        limits: Limits,
+    ) -> io::Result<Self> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
         let start_ns = nanoseconds(now);
         let mut reader = Self {
             ring,
+            drops,
             writer,
             out,
             names,
@@ -96,7 +141,8 @@ impl<W: Write> Reader<W> {
             start_ns,
             written_bytes: 0,
             read: 0,
-            written: Written::default(),
+            read_drops: 0,
+            written: Arc::default(),
             is_full: false,
         };
         let mut begin = Vec::new();
@@ -110,15 +156,18 @@ impl<W: Write> Reader<W> {
     pub fn run(&mut self, stop: &UnixStream) -> io::Result<()> {
         while !self.is_full {
             let wait = if self.order.is_empty() { IDLE_MS } else { HELD_MS };
-            let mut fds = [
-                PollFd::new(self.ring.fd(), PollFlags::POLLIN),
-                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-            ];
+            let drops = self.drops.as_ref().map(|drops| drops.ring.fd());
+            let rings = [self.ring.fd()].into_iter().chain(drops);
+            let mut fds: Vec<_> = [stop.as_fd()]
+                .into_iter()
+                .chain(rings)
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
             match poll(&mut fds, PollTimeout::from(wait)) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if fds[1].revents().is_some_and(|flags| !flags.is_empty()) {
+            if fds[0].revents().is_some_and(|flags| !flags.is_empty()) {
                 return Ok(());
             }
             loop {
@@ -136,7 +185,11 @@ impl<W: Write> Reader<W> {
     /// Writes what is left, after all has been detached.
     pub fn finish(&mut self, last: &Final, patience: Duration) -> io::Result<()> {
         let end = std::time::Instant::now() + patience;
-        while self.read < last.delivered && std::time::Instant::now() < end {
+        let is_behind = |reader: &Self| {
+            reader.read < last.delivered
+                || reader.read_drops < last.dropped.delivered && reader.drops.is_some()
+        };
+        while is_behind(self) && std::time::Instant::now() < end {
             if self.take_batch() == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -149,28 +202,37 @@ impl<W: Write> Reader<W> {
             self.write_packet(captured, &book)?;
         }
         let mut end = Vec::new();
-        self.writer.end(&last.counts, [self.start_ns, self.epoch_ns + now_ns()?], &mut end);
+        let DropCounts { events: matched, delivered, lost, .. } = last.dropped;
+        let dropped = TraceCounts { matched, delivered, lost, ..TraceCounts::ZERO };
+        self.writer.end(&last.counts, dropped, [self.start_ns, self.epoch_ns + now_ns()?], &mut end);
         self.write(&end)?;
         self.out.flush()
     }
 
-    pub fn written(&self) -> Written {
+    pub fn written(&self) -> Arc<Written> {
         Arc::clone(&self.written)
     }
 
+    /// How many came out of the ring that had more.
     fn take_batch(&mut self) -> usize {
-        let Self { ring, order, is_full, .. } = self;
+        let Self { ring, drops, order, is_full, .. } = self;
         let mut taken = 0;
         while taken < BATCH
             && ring.next(|header, bytes| {
                 if !*is_full {
-                    order.push(Captured { header: *header, bytes: bytes.to_vec() });
+                    order.push(Captured { header: *header, bytes: bytes.to_vec(), dropped: None });
                 }
             })
         {
             taken += 1;
         }
         self.read += taken as u64;
+        let dropped = drops.as_mut().map(|drops| drops.ring.take(BATCH)).unwrap_or_default();
+        self.read_drops += dropped.len() as u64;
+        let taken = taken.max(dropped.len());
+        if !*is_full {
+            dropped.into_iter().for_each(|record| order.push(Captured::of_drop(record)));
+        }
         taken
     }
 
@@ -186,18 +248,49 @@ impl<W: Write> Reader<W> {
     }
 
     fn write_packet(&mut self, captured: Captured, book: &Book) -> io::Result<()> {
+        let mut captured = captured;
+        let event = captured.dropped.take();
         let packet = packet(captured, book, self.epoch_ns, self.limits.snaplen);
         let mut record = Vec::with_capacity(256);
-        self.writer.packet(&packet, book, &mut record).map_err(io::Error::other)?;
+        let written = match event {
+            Some(event) => match self.wanted(packet, &event, book) {
+                Some(dropped) => {
+                    self.writer.dropped(dropped, &mut record).map_err(io::Error::other)?;
+                    &self.written.drops
+                }
+                None => {
+                    self.written.others.fetch_add(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+            },
+            None => {
+                self.writer.packet(&packet, book, &mut record).map_err(io::Error::other)?;
+                &self.written.packets
+            }
+        };
         let after = self.written_bytes + (record.len() + self.writer.end_bytes()) as u64;
         if self.limits.bytes.is_some_and(|limit| after > limit) {
             self.is_full = true;
             return Ok(());
         }
-        self.write(&record)?;
-        let written = self.written.fetch_add(1, Ordering::Relaxed) + 1;
-        self.is_full = self.limits.packets == Some(written);
+        self.written_bytes += record.len() as u64;
+        self.out.write_all(&record)?;
+        written.fetch_add(1, Ordering::Relaxed);
+        self.is_full = self.limits.packets == Some(self.written.packets() + self.written.drops());
         Ok(())
+    }
+
+    /// If it is asked for.
+    fn wanted(&self, packet: Packet, event: &DropEvent, book: &Book) -> Option<Dropped> {
+        let packet = Packet { point: None, ..packet };
+        let mut dropped = Dropped { packet, kind: book.directory.kind(event) };
+        if !dropped.packet.link && !matches!(event.ethertype, IPV4 | IPV6) {
+            // What begins with a header of neither cannot be told from what does.
+            dropped.packet.bytes.clear();
+        }
+        let is_wanted = self.drops.as_ref()?.wanted.has(&dropped, &book.chosen);
+        dropped.packet.bytes.truncate(self.limits.snaplen as usize);
+        is_wanted.then_some(dropped)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -208,7 +301,7 @@ impl<W: Write> Reader<W> {
 
 /// With the VLAN tag that the kernel keeps outside the frame in its place.
 fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u32) -> Packet {
-    let Captured { header, mut bytes } = captured;
+    let Captured { header, mut bytes, .. } = captured;
     let mut length = header.len;
     if header.vlan_protocol != 0 && bytes.len() >= TAG_OFFSET {
         let [a, b] = header.vlan_protocol.to_be_bytes();
@@ -262,11 +355,11 @@ mod tests {
             link: 1,
             ..TraceHeader::default()
         };
-        let told = packet(Captured { header, bytes: bytes.clone() }, &Book::default(), 1, 100);
+        let told = packet(Captured { header, bytes: bytes.clone(), dropped: None }, &Book::default(), 1, 100);
         assert_eq!(told.length, 64);
         assert_eq!(told.bytes[..16], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0x81, 0, 0x20, 5]);
         assert_eq!(told.bytes[16..], bytes[12..]);
-        let cut = packet(Captured { header, bytes }, &Book::default(), 1, 20);
+        let cut = packet(Captured { header, bytes, dropped: None }, &Book::default(), 1, 20);
         assert_eq!((cut.bytes.len(), cut.length), (20, 64));
     }
 }

@@ -13,7 +13,7 @@ pub type Reasons = BTreeMap<u32, String>;
 /// When the kernel has no such struct or member.
 pub fn layout(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     let skb = |member: &str| btf.member("sk_buff", member);
-    let [dev, sk, refdst, iif, protocol, network, mac, tail, head, pkt_type] = [
+    let [dev, sk, refdst, iif, protocol, network, mac, tail, head, length, pkt_type] = [
         skb("dev")?,
         skb("sk")?,
         skb("_skb_refdst")?,
@@ -23,10 +23,11 @@ pub fn layout(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
         skb("mac_header")?,
         skb("tail")?,
         skb("head")?,
+        skb("len")?,
         skb("pkt_type")?,
     ];
     let offsets =
-        [dev, sk, refdst, iif, protocol, network, mac, tail, head, pkt_type].map(Member::byte_offset);
+        [dev, sk, refdst, iif, protocol, network, mac, tail, head, length, pkt_type].map(Member::byte_offset);
     let start = offsets.into_iter().min().unwrap_or_default() & !7;
     // The longest of them is a pointer.
     let end = offsets.into_iter().max().unwrap_or_default() + 8;
@@ -46,6 +47,8 @@ pub fn layout(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
         skb_mac_header: mac.byte_offset() - start,
         skb_tail: tail.byte_offset() - start,
         skb_head: head.byte_offset() - start,
+        skb_length: length.byte_offset() - start,
+        skb_data: skb("data")?.byte_offset(),
         skb_pkt_type: pkt_type.byte_offset() - start,
         skb_pkt_type_shift: pkt_type.bit_offset % 8,
         dev_ifindex: btf.member("net_device", "ifindex")?.byte_offset(),

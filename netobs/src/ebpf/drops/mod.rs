@@ -1,16 +1,17 @@
 //! Packets that the kernel drops: an object of its own, loaded where drops are asked for.
 
+mod each;
 mod layout;
+mod names;
 mod ordinary;
 mod places;
 mod table;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd as _, AsRawFd as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::Ordering,
 };
 
@@ -19,19 +20,16 @@ use aya::{
     maps::{Map, MapData},
     programs::{ProgramError, RawTracePoint},
 };
-use netobs_common::drops::{DropCount, DropKey, DropTotals, KernelLayout, MAX_PLACES, REASONS, flag};
+use netobs_common::drops::{DropTotals, KernelLayout, MAX_PLACES, REASONS};
 
-use self::{
-    layout::Reasons,
-    places::{Place, Places},
-    table::Table,
-};
+pub use self::each::{DropCounts, DropRecord, DropRing, EachDrop, EachOptions};
+use self::{layout::Reasons, names::Names, table::Table};
 use super::{
     attach::bpf,
     btf::{Btf, BtfError},
     mapping::Mapping,
 };
-use crate::model::drops::{DropEvent, DropSample, Netfilter, ReasonTotal};
+use crate::model::drops::{DropSample, ReasonTotal};
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/drops.bpf.o");
@@ -65,22 +63,24 @@ pub enum DropsError {
     Mapping(io::Error),
     #[error("number of CPUs: {0}")]
     Cpus(io::Error),
+    #[error("functions of the kernel, /proc/kallsyms: {0}")]
+    Places(io::Error),
+    #[error("the ring: {0}")]
+    Ring(#[from] aya::maps::MapError),
 }
 
 /// The attached program; detached when dropped.
 pub struct Drops {
     table: Table,
-    totals: Mapping,
-    cpus: usize,
-    reasons: Reasons,
-    has_reasons: bool,
-    places: Places,
+    totals: Totals,
+    names: Names,
     /// Why places are not known.
     pub degraded: Option<String>,
     ebpf: Ebpf,
 }
 
 const PROGRAM: &str = "netobs_drops";
+const TRACEPOINT: &str = "kfree_skb";
 /// Who calls netfilter's hooks.
 const HOOK_CALLER: &str = "nf_hook_slow";
 
@@ -94,33 +94,13 @@ impl Drops {
     /// # Errors
     /// See [`DropsError`]; nothing is attached then.
     pub fn load(options: &DropOptions) -> Result<Self, DropsError> {
-        let path = &options.btf;
-        let bytes = fs::read(path).map_err(|error| DropsError::BtfFile { path: path.clone(), error })?;
-        let (layout, reasons) = Btf::parse(&bytes)
-            .and_then(|btf| Ok((layout::layout(&btf)?, layout::reasons(&btf))))
-            .map_err(|error| DropsError::Btf { path: path.clone(), error })?;
-        drop(bytes);
-        let (places, degraded) = match places::ranges(&[ordinary::places(&reasons), &[HOOK_CALLER]].concat())
-        {
-            Ok(places) => (places, None),
-            Err(error) => {
-                (Vec::new(), Some(format!("places in the kernel have no names: /proc/kallsyms: {error}")))
-            }
-        };
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| DropsError::Cpus(error))?;
-        let has_reasons = layout.has_reason != 0;
-        let mut ebpf = load_object(options, layout, &reasons, &places, cpus)?;
-        let program: &mut RawTracePoint =
-            ebpf.program_mut(PROGRAM).ok_or(DropsError::Missing(PROGRAM))?.try_into()?;
-        program.load()?;
-        let totals = map_array(&mut ebpf, "TOTALS", cpus * DropTotals::WORDS)?;
+        let sizes = Sizes { keys: options.max_keys, ..Sizes::default() };
+        let Loaded { mut ebpf, totals, names, degraded } = load(&options.btf, options.all, sizes, PROGRAM)?;
         let active = map_array(&mut ebpf, "ACTIVE", 1)?;
         let maps = [hash(&mut ebpf, "EVENTS_0")?, hash(&mut ebpf, "EVENTS_1")?];
         let table = Table::new(maps, active, options.max_keys);
-        let program: &mut RawTracePoint =
-            ebpf.program_mut(PROGRAM).ok_or(DropsError::Missing(PROGRAM))?.try_into()?;
-        program.attach("kfree_skb")?;
-        Ok(Self { table, totals, cpus, reasons, has_reasons, places: Places::default(), degraded, ebpf })
+        program(&mut ebpf, PROGRAM)?.attach(TRACEPOINT)?;
+        Ok(Self { table, totals, names, degraded, ebpf })
     }
 
     /// What happened since the last call, and totals since the start.
@@ -129,107 +109,136 @@ impl Drops {
     /// What `bpf(2)` says.
     pub fn read(&mut self) -> io::Result<DropSample> {
         let events = self.table.drain()?;
-        let addresses: BTreeSet<u64> = events
-            .iter()
-            .flat_map(|(key, count)| [key.location, count.hook, count.hook_function])
-            .filter(|address| *address != 0)
-            .collect();
-        if self.degraded.is_none() {
-            self.places.learn(&addresses);
-        }
-        let events = events.iter().map(|(key, count)| self.event(key, count)).collect();
+        self.names
+            .learn(events.iter().flat_map(|(key, count)| [key.location, count.hook, count.hook_function]));
+        let events = events.iter().map(|(key, count)| self.names.event(key, count)).collect();
         // After the events: totals are never behind them.
-        let (by_reason, mut lost) = self.read_totals();
-        lost.insert("recursion", self.recursion_misses());
+        let sum = self.totals.read();
+        let by_reason = self.by_reason(&sum);
+        let mut lost: BTreeMap<_, _> = ["full", "busy"].into_iter().zip(sum.lost).collect();
+        lost.insert("recursion", recursion_misses(&self.ebpf, PROGRAM));
         Ok(DropSample { events, by_reason, lost, ..DropSample::default() })
     }
 
-    fn read_totals(&self) -> (Vec<ReasonTotal>, BTreeMap<&'static str, u64>) {
+    fn by_reason(&self, sum: &Sum) -> Vec<ReasonTotal> {
+        let totals = sum.seen.iter().zip(&sum.hidden).enumerate().filter(|(_, (seen, _))| **seen > 0);
+        totals
+            .map(|(number, (seen, hidden))| {
+                let reason = if number == REASONS - 1 {
+                    "other".to_owned()
+                } else {
+                    self.names.reason(u32::try_from(number).unwrap_or(u32::MAX))
+                };
+                ReasonTotal { reason, events: *seen, ordinary: *hidden }
+            })
+            .collect()
+    }
+}
+
+/// What each CPU has counted, in shared memory.
+struct Totals {
+    words: Mapping,
+    cpus: usize,
+}
+
+/// All CPUs' added up, see [`DropTotals`].
+struct Sum {
+    seen: Vec<u64>,
+    hidden: Vec<u64>,
+    /// Full, busy.
+    lost: [u64; 2],
+}
+
+impl Totals {
+    fn read(&self) -> Sum {
         let mut sum = vec![0u64; DropTotals::WORDS];
         for cpu in 0..self.cpus {
             for (sum, word) in
-                sum.iter_mut().zip(self.totals.words(cpu * DropTotals::WORDS, DropTotals::WORDS))
+                sum.iter_mut().zip(self.words.words(cpu * DropTotals::WORDS, DropTotals::WORDS))
             {
                 *sum += word.load(Ordering::Relaxed);
             }
         }
         let (by_reason, lost) = sum.split_at(2 * REASONS);
         let (seen, hidden) = by_reason.split_at(REASONS);
-        let totals = seen.iter().zip(hidden).enumerate().filter(|(_, (seen, _))| **seen > 0);
-        let by_reason = totals
-            .map(|(number, (seen, hidden))| {
-                let reason =
-                    if number == REASONS - 1 { "other".to_owned() } else { self.reason(number as u32) };
-                ReasonTotal { reason, events: *seen, ordinary: *hidden }
-            })
-            .collect();
-        let lost = ["full", "busy"].into_iter().zip(lost.iter().copied()).collect();
-        (by_reason, lost)
-    }
-
-    fn event(&self, key: &DropKey, count: &DropCount) -> DropEvent {
-        let has = |bit: u8| key.flags & bit != 0;
-        let some = |number: u32| (number != 0).then_some(number);
-        let address = |bytes: [u8; 16]| IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical();
-        DropEvent {
-            reason: self.reason(key.reason),
-            place: self.places.get(key.location).map(text),
-            netfilter: self.netfilter(count),
-            netns: some(key.netns).map(u64::from),
-            ifindex: some(key.ifindex),
-            out_ifindex: some(key.out_ifindex),
-            source_mac: (key.source_mac != [0; 6]).then(|| mac(key.source_mac)),
-            ethertype: key.ethertype,
-            addresses: has(flag::ADDRESSES).then(|| (address(key.source), address(key.destination))),
-            protocol: has(flag::ADDRESSES).then_some(key.protocol),
-            port: has(flag::PORT).then_some(key.port),
-            ordinary: has(flag::ORDINARY),
-            packets: count.packets,
-        }
-    }
-
-    fn netfilter(&self, count: &DropCount) -> Option<Netfilter> {
-        let caller = self.places.get(count.hook)?;
-        let function = self.places.get(count.hook_function);
-        Some(Netfilter::of(&caller.function, function.map(|place| place.function.as_str())))
-    }
-
-    fn reason(&self, number: u32) -> String {
-        match self.reasons.get(&number) {
-            _ if !self.has_reasons => "not told by this kernel".to_owned(),
-            Some(name) => name.clone(),
-            // Of a subsystem (upper half), whose names are elsewhere.
-            None if number > 0xffff => format!("{}:{}", number >> 16, number & 0xffff),
-            None => number.to_string(),
-        }
-    }
-
-    /// Times that the kernel left the program out because it ran already on that CPU (since 6.1).
-    fn recursion_misses(&self) -> u64 {
-        /// Of `struct bpf_prog_info`.
-        const RECURSION_MISSES: usize = 208 / 8;
-        const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-        #[repr(C)]
-        struct GetInfo {
-            fd: u32,
-            len: u32,
-            info: u64,
-        }
-        let Some(fd) = self.ebpf.program(PROGRAM).and_then(|program| program.fd().ok()) else { return 0 };
-        let mut info = [0u64; RECURSION_MISSES + 1];
-        let mut get = GetInfo {
-            fd: fd.as_fd().as_raw_fd().cast_unsigned(),
-            len: u32::try_from(size_of_val(&info)).unwrap_or_default(),
-            info: info.as_mut_ptr() as u64,
-        };
-        // A kernel that does not tell leaves it 0.
-        let _ = bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get);
-        info[RECURSION_MISSES]
+        Sum { seen: seen.to_vec(), hidden: hidden.to_vec(), lost: std::array::from_fn(|cause| lost[cause]) }
     }
 }
 
+/// Times that the kernel left the program out because it ran already on that CPU (since 6.1).
+fn recursion_misses(ebpf: &Ebpf, program: &str) -> u64 {
+    /// Of `struct bpf_prog_info`.
+    const RECURSION_MISSES: usize = 208 / 8;
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    #[repr(C)]
+    struct GetInfo {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let Some(fd) = ebpf.program(program).and_then(|program| program.fd().ok()) else { return 0 };
+    let mut info = [0u64; RECURSION_MISSES + 1];
+    let mut get = GetInfo {
+        fd: fd.as_fd().as_raw_fd().cast_unsigned(),
+        len: u32::try_from(size_of_val(&info)).unwrap_or_default(),
+        info: info.as_mut_ptr() as u64,
+    };
+    // A kernel that does not tell leaves it 0.
+    let _ = bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get);
+    info[RECURSION_MISSES]
+}
+
+/// What the object's maps and globals are made for: counting by kind, or telling of each.
+#[derive(Clone, Copy)]
+struct Sizes {
+    keys: u32,
+    ring_bytes: u32,
+    snaplen: u32,
+}
+
+impl Default for Sizes {
+    /// As small as the kernel takes it.
+    fn default() -> Self {
+        Self { keys: 1, ring_bytes: 4096, snaplen: 0 }
+    }
+}
+
+/// The object with one of its programs verified, not attached yet.
+struct Loaded {
+    ebpf: Ebpf,
+    totals: Totals,
+    names: Names,
+    degraded: Option<String>,
+}
+
+fn load(path: &Path, all: bool, sizes: Sizes, name: &'static str) -> Result<Loaded, DropsError> {
+    let bytes = fs::read(path).map_err(|error| DropsError::BtfFile { path: path.to_owned(), error })?;
+    let (layout, reasons) = Btf::parse(&bytes)
+        .and_then(|btf| Ok((layout::layout(&btf)?, layout::reasons(&btf))))
+        .map_err(|error| DropsError::Btf { path: path.to_owned(), error })?;
+    drop(bytes);
+    let (places, degraded) = match places::ranges(&[ordinary::places(&reasons), &[HOOK_CALLER]].concat()) {
+        Ok(places) => (places, None),
+        Err(error) => {
+            (Vec::new(), Some(format!("places in the kernel have no names: /proc/kallsyms: {error}")))
+        }
+    };
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| DropsError::Cpus(error))?;
+    let has_reasons = layout.has_reason != 0;
+    let mut ebpf = load_object(all, sizes, layout, &reasons, &places, cpus)?;
+    program(&mut ebpf, name)?.load()?;
+    let totals = Totals { words: map_array(&mut ebpf, "TOTALS", cpus * DropTotals::WORDS)?, cpus };
+    let names = Names::new(reasons, has_reasons, degraded.is_none());
+    Ok(Loaded { ebpf, totals, names, degraded })
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut RawTracePoint, DropsError> {
+    Ok(ebpf.program_mut(name).ok_or(DropsError::Missing(name))?.try_into()?)
+}
+
 fn load_object(
-    options: &DropOptions,
+    all: bool,
+    sizes: Sizes,
     layout: KernelLayout,
     reasons: &Reasons,
     places: &[(String, [u64; 2])],
@@ -251,14 +260,16 @@ fn load_object(
         .btf(None)
         .override_global("LAYOUT", &Layout(layout), true)
         .override_global("RULES", &ordinary::rules(reasons)[..], true)
-        .override_global("ALL", &u32::from(options.all), true)
+        .override_global("ALL", &u32::from(all), true)
         .override_global("NETFILTER_DROP", &netfilter, true)
+        .override_global("SNAPLEN", &sizes.snaplen, true)
         .override_global("PLACES", &ranges[..], true)
         .override_global("PLACES_LEN", &ranges_len, true)
         .override_global("HOOK_CALLER", &hook_caller[..], true)
         .map_max_entries("TOTALS", u32::try_from(cpus).unwrap_or(u32::MAX))
-        .map_max_entries("EVENTS_0", options.max_keys)
-        .map_max_entries("EVENTS_1", options.max_keys)
+        .map_max_entries("EVENTS_0", sizes.keys)
+        .map_max_entries("EVENTS_1", sizes.keys)
+        .map_max_entries("RING", sizes.ring_bytes)
         .load(OBJECT)?;
     Ok(ebpf)
 }
@@ -273,14 +284,4 @@ fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, DropsError> {
         Some(Map::HashMap(map)) => Ok(map),
         _ => Err(DropsError::Missing(name)),
     }
-}
-
-/// As the kernel writes it: `nf_hook_slow+0xa6`, `br_nf_forward_ip+0x23 [br_netfilter]`.
-fn text(place: &Place) -> String {
-    let module = place.module.as_ref().map(|module| format!(" [{module}]")).unwrap_or_default();
-    format!("{}+{:#x}{module}", place.function, place.offset)
-}
-
-fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -25,6 +25,17 @@ const FUNCTION_MAX: u64 = 256 * 1024;
 pub struct Places {
     /// None: in no function that the file has.
     known: BTreeMap<u64, Option<Place>>,
+    /// In place of the file.
+    functions: Option<Functions>,
+}
+
+/// All of the file, for who must not wait for it: some 4 MiB. Modules that are loaded later are not in it.
+#[derive(Debug, Default)]
+struct Functions {
+    /// Address, where in `names` the name begins and ends, and number of the module, 0 for none; by address.
+    symbols: Vec<(u64, [u32; 2], u16)>,
+    names: String,
+    modules: Vec<String>,
 }
 
 /// Places that are kept; beyond, all are asked for again.
@@ -33,6 +44,11 @@ const KEPT: usize = 4096;
 const FILE: &str = "/proc/kallsyms";
 
 impl Places {
+    /// Reads the file now, and never again.
+    pub fn read_all() -> io::Result<Self> {
+        Ok(Self { known: BTreeMap::new(), functions: Some(Functions::read(open()?)?) })
+    }
+
     /// Learns all these addresses at once.
     pub fn learn(&mut self, addresses: &BTreeSet<u64>) {
         let new: Vec<u64> =
@@ -43,13 +59,50 @@ impl Places {
         if self.known.len() + new.len() > KEPT {
             self.known.clear();
         }
-        let found = open().and_then(|file| resolve(file, &new)).unwrap_or_default();
+        let found = match &self.functions {
+            Some(functions) => new.iter().filter_map(|at| Some((*at, functions.at(*at)?))).collect(),
+            None => open().and_then(|file| resolve(file, &new)).unwrap_or_default(),
+        };
         self.known.extend(new.iter().map(|address| (*address, found.get(address).cloned())));
     }
 
     /// Of an address that was learned.
     pub fn get(&self, address: u64) -> Option<&Place> {
         self.known.get(&address)?.as_ref()
+    }
+}
+
+impl Functions {
+    fn read(file: impl BufRead) -> io::Result<Self> {
+        let mut all = Self::default();
+        each(file, |start, symbol, module| {
+            let name = function(symbol);
+            let begin = all.names.len() as u32;
+            all.names += name;
+            let module = module.map_or(0, |module| {
+                // A module's symbols follow each other.
+                if all.modules.last().is_none_or(|last| last != module) {
+                    all.modules.push(module.to_owned());
+                }
+                u16::try_from(all.modules.len()).unwrap_or(0)
+            });
+            all.symbols.push((start, [begin, all.names.len() as u32], module));
+        })?;
+        all.symbols.sort_by_key(|(start, ..)| *start);
+        // Of several names the first one.
+        all.symbols.dedup_by_key(|(start, ..)| *start);
+        Ok(all)
+    }
+
+    fn at(&self, address: u64) -> Option<Place> {
+        let after = self.symbols.partition_point(|(start, ..)| *start <= address);
+        let (start, [begin, end], module) = *self.symbols.get(after.checked_sub(1)?)?;
+        let offset = address - start;
+        (start != 0 && offset < FUNCTION_MAX).then(|| Place {
+            function: self.names.get(begin as usize..end as usize).unwrap_or_default().to_owned(),
+            offset,
+            module: usize::from(module).checked_sub(1).and_then(|module| self.modules.get(module).cloned()),
+        })
     }
 }
 
@@ -160,6 +213,11 @@ ffffffffc0000100 t br_nf_forward_ip\t[br_netfilter]
                 (addresses[4], place("br_nf_forward_ip", 0x23, Some("br_netfilter"))),
             ]
         );
+        let functions = Functions::read(FILE.as_bytes()).expect("functions");
+        for address in addresses {
+            let of_file = resolve(FILE.as_bytes(), &[address]).expect("places").remove(&address);
+            assert_eq!(functions.at(address), of_file, "{address:#x}");
+        }
     }
 
     #[test]

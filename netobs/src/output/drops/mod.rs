@@ -3,7 +3,7 @@
 mod csv;
 mod json;
 mod table;
-pub mod words;
+pub(super) mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 

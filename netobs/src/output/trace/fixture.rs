@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::model::{Book, InterfaceKey, InterfaceKind, Packet, Place, Point, PointOwner, Way};
+use crate::model::{
+    Book, Dropped, InterfaceKey, InterfaceKind, Packet, Place, Point, PointOwner, Way,
+    drops::{DropKind, Location, Netfilter, Party},
+};
 
 pub const HOSTILE: &str = "we\x1b[31mb\n\"\u{202e}";
 
@@ -37,6 +40,40 @@ pub fn packet(bytes: Vec<u8>) -> Packet {
         segments: 0,
         link: true,
         bytes,
+    }
+}
+
+/// Dropped in a container's namespace, from one whose name tries to break out.
+pub fn dropped(bytes: Vec<u8>) -> Dropped {
+    let party = |address: &str, name: &str| Party {
+        address: Some(address.parse().expect("an address")),
+        container: Some(name.into()),
+        container_id: Some("0123456789abcdef".into()),
+        ..Party::default()
+    };
+    let at = Location {
+        container: Some("web".into()),
+        container_id: Some("0123456789abcdef".into()),
+        interface: Some("eth0".into()),
+        ifindex: Some(2),
+        ..Location::default()
+    };
+    Dropped {
+        packet: Packet { point: None, length: 54, ..packet(bytes) },
+        kind: DropKind {
+            reason: "NETFILTER_DROP".into(),
+            ordinary: false,
+            source: party("10.0.0.1", HOSTILE),
+            destination: party("10.0.0.2", "web"),
+            ethertype: 0x0800,
+            protocol: Some(6),
+            port: Some(80),
+            icmp_type: None,
+            icmp_code: None,
+            place: Some("nft_do_chain+0x3e8".into()),
+            netfilter: Some(Netfilter::of("ip_local_deliver", Some("nft_do_chain_ipv4"))),
+            at,
+        },
     }
 }
 

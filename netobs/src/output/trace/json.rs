@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{dissect::Layers, text::timestamp};
-use crate::model::{Book, Packet, Way};
+use crate::model::{Book, Dropped, Packet, Way, drops::DropKind};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -67,10 +67,40 @@ pub fn line(packet: &Packet, layers: &Layers, book: &Book, into: &mut Vec<u8>) -
     Ok(())
 }
 
+#[derive(Serialize)]
+struct DroppedLine<'a> {
+    /// As of other lines, which have no `event`.
+    time: String,
+    event: &'static str,
+    /// As `netobs drops` has it.
+    #[serde(flatten)]
+    kind: &'a DropKind,
+    length: u32,
+    captured: usize,
+    #[serde(flatten)]
+    layers: &'a Layers,
+}
+
+/// With the line's end.
+pub fn dropped(dropped: &Dropped, layers: &Layers, into: &mut Vec<u8>) -> serde_json::Result<()> {
+    let Dropped { packet, kind } = dropped;
+    let line = DroppedLine {
+        time: timestamp(packet.time_ns),
+        event: "drop",
+        kind,
+        length: packet.length,
+        captured: packet.bytes.len(),
+        layers,
+    };
+    serde_json::to_writer(&mut *into, &line)?;
+    into.push(b'\n');
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::trace::fixture::{HOSTILE, book, frame, packet};
+    use crate::output::trace::fixture::{self, HOSTILE, book, frame, packet};
 
     #[test]
     fn one_object_a_line() {
@@ -99,5 +129,26 @@ mod tests {
             "truncated": false,
         });
         assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn drops_have_what_netobs_drops_has() {
+        let mut bytes = frame::ethernet(0x0800);
+        bytes.extend(frame::ipv4(6, 0, &frame::tcp(0x02)));
+        let told = fixture::dropped(bytes);
+        let mut text = Vec::new();
+        dropped(&told, &Layers::of(&told.packet), &mut text).expect("JSON");
+        let value: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        assert_eq!(
+            (&value["event"], &value["time"]),
+            (&"drop".into(), &"2026-11-21T10:40:40.123456789Z".into())
+        );
+        for (field, expected) in
+            serde_json::to_value(&told.kind).expect("JSON").as_object().expect("an object")
+        {
+            assert_eq!(value[field], *expected, "{field}");
+        }
+        assert_eq!((&value["source"]["container"], &value["length"]), (&HOSTILE.into(), &54.into()));
+        assert_eq!((&value["captured"], &value["transport"]["destination_port"]), (&54.into(), &80.into()));
     }
 }

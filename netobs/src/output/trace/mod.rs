@@ -9,8 +9,9 @@ mod text;
 
 use std::collections::BTreeMap;
 
-use crate::model::{Book, InterfaceKey, Packet, TraceCounts};
-use dissect::Layers;
+pub use dissect::{Layers, Transport};
+
+use crate::model::{Book, Dropped, InterfaceKey, Packet, TraceCounts};
 use pcapng::Pcapng;
 
 /// How packets are written: each function appends what is to be written to `into`.
@@ -57,20 +58,40 @@ impl Writer {
         Ok(())
     }
 
+    /// A packet that the kernel dropped.
+    ///
+    /// # Errors
+    /// As [`Self::packet`].
+    pub fn dropped(&mut self, dropped: Dropped, into: &mut Vec<u8>) -> serde_json::Result<()> {
+        let names = match self {
+            Self::Text { names } | Self::Json { names } => *names,
+            Self::Pcapng(pcapng) => pcapng.names(),
+        };
+        let dropped = if names { dropped } else { dropped.numeric() };
+        match self {
+            Self::Text { .. } => text::dropped(&dropped, &Layers::of(&dropped.packet), into),
+            Self::Json { .. } => json::dropped(&dropped, &Layers::of(&dropped.packet), into)?,
+            Self::Pcapng(pcapng) => pcapng.dropped(&dropped, into),
+        }
+        Ok(())
+    }
+
     /// Bytes that [`Self::end`] will append.
     pub fn end_bytes(&self) -> usize {
         if let Self::Pcapng(pcapng) = self { pcapng.end_bytes() } else { 0 }
     }
 
-    /// What is after the last packet: what became of those that matched, by attachment.
+    /// What is after the last packet: what became of those that matched, by attachment, and of those that were
+    /// dropped.
     pub fn end(
         &self,
         counts: &BTreeMap<InterfaceKey, TraceCounts>,
+        dropped: TraceCounts,
         [start_ns, end_ns]: [u64; 2],
         into: &mut Vec<u8>,
     ) {
         if let Self::Pcapng(pcapng) = self {
-            pcapng.statistics(counts, [start_ns, end_ns], into);
+            pcapng.statistics(counts, dropped, [start_ns, end_ns], into);
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{dissect::Layers, text};
 use crate::{
-    model::{Book, InterfaceKey, Packet, TraceCounts, Way},
-    output::format::visible,
+    model::{Book, Dropped, InterfaceKey, Packet, TraceCounts, Way},
+    output::{drops::words, format::visible},
 };
 
 const SECTION: u32 = 0x0a0d_0d0a;
@@ -49,7 +49,16 @@ pub struct Pcapng {
     names: bool,
     snaplen: u32,
     /// Number and packets of the interface, by attachment and whether packets begin with Ethernet.
-    interfaces: BTreeMap<(Option<InterfaceKey>, bool), (u32, u64)>,
+    interfaces: BTreeMap<(Source, bool), (u32, u64)>,
+}
+
+/// What an interface of the file stands for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// None: one that is not known (any more).
+    Attachment(Option<InterfaceKey>),
+    /// Wherever packets were dropped.
+    Dropped,
 }
 
 impl Pcapng {
@@ -63,32 +72,44 @@ impl Pcapng {
 
     /// The packet, and before it its interface if that is new.
     pub fn packet(&mut self, packet: &Packet, book: &Book, into: &mut Vec<u8>) {
-        let key = (packet.point.as_ref().map(|point| point.key), packet.link);
+        let source = Source::Attachment(packet.point.as_ref().map(|point| point.key));
+        let number =
+            self.number((source, packet.link), into, |snaplen, into| interface(packet, snaplen, into));
+        let comment = self.names.then(|| ends(packet, book)).flatten();
+        let inbound_or_outbound: u32 = match packet.way {
+            Way::Rx => 1,
+            Way::Tx => 2,
+        };
+        enhanced(number, packet, Some(inbound_or_outbound), comment.as_deref(), into);
+    }
+
+    /// One that was dropped, at an interface of the file's own: why is in its comment.
+    pub fn dropped(&mut self, dropped: &Dropped, into: &mut Vec<u8>) {
+        let Dropped { packet, kind } = dropped;
+        let number = self.number((Source::Dropped, packet.link), into, |snaplen, into| {
+            let from = if packet.link { "the Ethernet header" } else { "the IP header" };
+            let about = format!("what the kernel dropped, from {from} on");
+            describe(packet.link, snaplen, "dropped", &about, None, into);
+        });
+        let (from, to) = (words::party(&kind.source), words::party(&kind.destination));
+        let comment = format!("{}, {from} > {to}", text::end_of(kind));
+        enhanced(number, packet, None, Some(&comment), into);
+    }
+
+    /// Of an interface, which is described if it is new; counts a packet of it.
+    fn number(
+        &mut self,
+        key: (Source, bool),
+        into: &mut Vec<u8>,
+        describe: impl FnOnce(u32, &mut Vec<u8>),
+    ) -> u32 {
         let next = u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
         let (number, packets) = self.interfaces.entry(key).or_insert_with(|| {
-            interface(packet, self.snaplen, into);
+            describe(self.snaplen, into);
             (next, 0)
         });
         *packets += 1;
-        let number = *number;
-        let comment = self.names.then(|| ends(packet, book)).flatten();
-        block(PACKET, into, |body| {
-            body.extend(number.to_le_bytes());
-            time(packet.time_ns, body);
-            body.extend(u32::try_from(packet.bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
-            body.extend(packet.length.to_le_bytes());
-            body.extend(&packet.bytes);
-            pad(body);
-            let inbound_or_outbound: u32 = match packet.way {
-                Way::Rx => 1,
-                Way::Tx => 2,
-            };
-            option(option::PACKET_FLAGS, &inbound_or_outbound.to_le_bytes(), body);
-            if let Some(comment) = comment {
-                text_option(option::COMMENT, &comment, body);
-            }
-            option(option::END, &[], body);
-        });
+        *number
     }
 
     pub fn end_bytes(&self) -> usize {
@@ -100,11 +121,16 @@ impl Pcapng {
     pub fn statistics(
         &self,
         counts: &BTreeMap<InterfaceKey, TraceCounts>,
+        dropped: TraceCounts,
         [start_ns, end_ns]: [u64; 2],
         into: &mut Vec<u8>,
     ) {
-        for ((key, _), (number, packets)) in &self.interfaces {
-            let Some(counts) = key.and_then(|key| counts.get(&key)) else { continue };
+        for ((source, _), (number, packets)) in &self.interfaces {
+            let counts = match source {
+                Source::Attachment(key) => key.and_then(|key| counts.get(&key)),
+                Source::Dropped => Some(&dropped),
+            };
+            let Some(counts) = counts else { continue };
             block(STATISTICS, into, |body| {
                 body.extend(number.to_le_bytes());
                 time(end_ns, body);
@@ -148,15 +174,37 @@ fn interface(packet: &Packet, snaplen: u32, into: &mut Vec<u8>) {
         },
         None => "?".to_owned(),
     };
+    describe(packet.link, snaplen, &name, &text::place(packet), about(packet).as_deref(), into);
+}
+
+fn describe(link: bool, snaplen: u32, name: &str, about: &str, comment: Option<&str>, into: &mut Vec<u8>) {
     block(INTERFACE, into, |body| {
-        body.extend(if packet.link { LINKTYPE_ETHERNET } else { LINKTYPE_RAW }.to_le_bytes());
+        body.extend(if link { LINKTYPE_ETHERNET } else { LINKTYPE_RAW }.to_le_bytes());
         body.extend([0, 0]);
         body.extend(snaplen.to_le_bytes());
-        text_option(option::INTERFACE_NAME, &name, body);
-        text_option(option::INTERFACE_DESCRIPTION, &text::place(packet), body);
+        text_option(option::INTERFACE_NAME, name, body);
+        text_option(option::INTERFACE_DESCRIPTION, about, body);
         option(option::INTERFACE_RESOLUTION, &[NANOSECONDS], body);
-        if let Some(comment) = about(packet) {
-            text_option(option::COMMENT, &comment, body);
+        if let Some(comment) = comment {
+            text_option(option::COMMENT, comment, body);
+        }
+        option(option::END, &[], body);
+    });
+}
+
+fn enhanced(number: u32, packet: &Packet, flags: Option<u32>, comment: Option<&str>, into: &mut Vec<u8>) {
+    block(PACKET, into, |body| {
+        body.extend(number.to_le_bytes());
+        time(packet.time_ns, body);
+        body.extend(u32::try_from(packet.bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        body.extend(packet.length.to_le_bytes());
+        body.extend(&packet.bytes);
+        pad(body);
+        if let Some(flags) = flags {
+            option(option::PACKET_FLAGS, &flags.to_le_bytes(), body);
+        }
+        if let Some(comment) = comment {
+            text_option(option::COMMENT, comment, body);
         }
         option(option::END, &[], body);
     });
@@ -240,7 +288,7 @@ fn pad(body: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::trace::fixture::{HOSTILE, book, frame, packet, point};
+    use crate::output::trace::fixture::{self, HOSTILE, book, frame, packet, point};
 
     /// Kind and body of each block; lengths before and after agree.
     fn blocks(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
@@ -270,7 +318,7 @@ mod tests {
         pcapng.packet(&packet, &book(), &mut out);
         let counts = BTreeMap::from([(InterfaceKey(7), TraceCounts { matched: 9, ..TraceCounts::ZERO })]);
         let before = out.len();
-        pcapng.statistics(&counts, [1, 2], &mut out);
+        pcapng.statistics(&counts, TraceCounts::ZERO, [1, 2], &mut out);
         assert_eq!(out.len() - before, STATISTICS_BYTES);
         assert_eq!(pcapng.end_bytes(), 3 * STATISTICS_BYTES);
         let blocks = blocks(&out);
@@ -288,6 +336,33 @@ mod tests {
         );
         assert!(text.contains("we\\x1b[31mb\\n\"\\u{202e}/eth0"), "{text}");
         assert!(!text.contains("\x1b["));
+    }
+
+    #[test]
+    fn drops_are_at_an_interface_of_their_own() {
+        let mut pcapng = Pcapng::new(true, 65_535);
+        let mut out = Vec::new();
+        let mut bytes = frame::ethernet(0x0800);
+        bytes.extend(frame::ipv4(6, 0, &frame::tcp(0x02)));
+        pcapng.packet(&packet(bytes.clone()), &book(), &mut out);
+        pcapng.dropped(&fixture::dropped(bytes.clone()), &mut out);
+        pcapng.dropped(&fixture::dropped(bytes), &mut out);
+        let counts = TraceCounts { matched: 5, delivered: 2, lost: 3, ..TraceCounts::ZERO };
+        pcapng.statistics(&BTreeMap::new(), counts, [1, 2], &mut out);
+        let blocks = blocks(&out);
+        let kinds: Vec<_> = blocks.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [INTERFACE, PACKET, INTERFACE, PACKET, PACKET, STATISTICS]);
+        let has = |at: usize, text: &str| String::from_utf8_lossy(&blocks[at].1).contains(text);
+        assert!(has(2, "dropped") && !has(1, "dropped"));
+        assert!(has(3, "dropped NETFILTER_DROP at eth0 in web by nft_do_chain+0x3e8 (nf_tables at input), "));
+        assert!(has(3, "we\\x1b[31mb\\n\"\\u{202e} 10.0.0.1 > web 10.0.0.2"));
+        assert_eq!(blocks[3].1[..4], 1u32.to_le_bytes());
+        // Of the interface of drops: received, dropped, accepted, lost, written.
+        let numbers: Vec<u64> = blocks[5].1[12 + 2 * 12..]
+            .chunks_exact(12)
+            .map(|option| u64::from_le_bytes(option[4..].try_into().expect("eight bytes")))
+            .collect();
+        assert_eq!(numbers, [5, 3, 5, 3, 2]);
     }
 
     #[test]

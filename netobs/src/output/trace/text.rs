@@ -8,8 +8,8 @@ use std::{
 
 use super::dissect::{Icmp, Ip, Layers, Transport, ethertype_name, protocol_name};
 use crate::{
-    model::{Book, InterfaceKind, Packet, Place, Way},
-    output::format::escape,
+    model::{Book, Dropped, InterfaceKind, Packet, Place, Way, drops::DropKind},
+    output::{drops::words, format::escape},
 };
 
 /// With the line's end.
@@ -20,7 +20,38 @@ pub fn line(packet: &Packet, layers: &Layers, book: &Book, into: &mut Vec<u8>) {
         Way::Rx => " rx",
         Way::Tx => " tx",
     };
-    link(layers, &mut line);
+    headers(packet, layers, book, &mut line);
+    line.push('\n');
+    into.extend(line.as_bytes());
+}
+
+/// With the line's end: where and why, and then as of any other packet.
+pub fn dropped(dropped: &Dropped, layers: &Layers, into: &mut Vec<u8>) {
+    let Dropped { packet, kind } = dropped;
+    let mut line = format!("{} {}", time_of_day(packet.time_ns), end_of(kind));
+    let book = Book { by_address: dropped.names(), ..Book::default() };
+    if packet.bytes.is_empty() {
+        // None of it is to be had: what else is known.
+        let (from, to) = (words::party(&kind.source), words::party(&kind.destination));
+        let _ = write!(line, ", {from} > {to} {} length {}", words::what(kind), packet.length);
+    } else {
+        line.push(',');
+        headers(packet, layers, &book, &mut line);
+    }
+    line.push('\n');
+    into.extend(line.as_bytes());
+}
+
+/// `dropped NO_SOCKET at eth0 in web by udp_queue_rcv_one_skb+0x1a4`.
+pub fn end_of(kind: &DropKind) -> String {
+    let ordinary = if kind.ordinary { " (ordinary)" } else { "" };
+    let (reason, at, place) = (escape(&kind.reason), words::at(&kind.at), words::place(kind));
+    format!("dropped {reason}{ordinary} at {at} by {place}")
+}
+
+/// From the link header to the length.
+fn headers(packet: &Packet, layers: &Layers, book: &Book, line: &mut String) {
+    link(layers, line);
     if let Some(arp) = &layers.arp {
         let operation = match arp.operation {
             1 => "request".to_owned(),
@@ -38,22 +69,20 @@ pub fn line(packet: &Packet, layers: &Layers, book: &Book, into: &mut Vec<u8>) {
             name(arp.target.into(), book)
         );
     } else if let Some(ip) = &layers.ip {
-        network(ip, layers.transport.as_ref(), book, &mut line);
+        network(ip, layers.transport.as_ref(), book, line);
     } else if let Some(ethernet) = &layers.ethernet {
         match ethertype_name(ethernet.ethertype.0) {
-            Some(name) => line = line + " " + name,
-            None => line += &format!(" ethertype {}", ethernet.ethertype),
+            Some(name) => *line += &format!(" {name}"),
+            None => *line += &format!(" ethertype {}", ethernet.ethertype),
         }
     }
     if layers.truncated {
-        line += " [cut]";
+        *line += " [cut]";
     }
     let _ = write!(line, " length {}", packet.length);
     if packet.segments > 1 {
         let _ = write!(line, " ({} segments)", packet.segments);
     }
-    line.push('\n');
-    into.extend(line.as_bytes());
 }
 
 fn link(layers: &Layers, line: &mut String) {
@@ -163,7 +192,7 @@ pub fn timestamp(time_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::trace::fixture::{book, frame, packet};
+    use crate::output::trace::fixture::{self, book, frame, packet};
 
     fn told(bytes: Vec<u8>) -> String {
         let packet = packet(bytes);
@@ -216,6 +245,32 @@ mod tests {
                 "{BEGIN} ARP request sender 02:00:00:00:00:01 10.0.0.1 {NAME} target 00:00:00:00:00:00 \
                  10.0.0.2 (web) length 42\n"
             )
+        );
+    }
+
+    #[test]
+    fn drops() {
+        const BEGIN: &str = "10:40:40.123456789 dropped NETFILTER_DROP at eth0 in web by nft_do_chain+0x3e8 \
+                             (nf_tables at input), ";
+        let told = |dropped: &Dropped| {
+            let mut text = Vec::new();
+            super::dropped(dropped, &Layers::of(&dropped.packet), &mut text);
+            String::from_utf8(text).expect("UTF-8")
+        };
+        let bytes = [frame::ethernet(0x0800).as_slice(), &frame::ipv4(6, 0, &frame::tcp(0x02))].concat();
+        let whole = fixture::dropped(bytes);
+        assert_eq!(
+            told(&whole),
+            format!(
+                "{BEGIN}02:00:00:00:00:01 > 02:00:00:00:00:02 IPv4 10.0.0.1:51234 (we\\x1b[31mb\\n\"\\u{{202e}}) > \
+                 10.0.0.2:80 (web) TCP [S] seq 1 ack 2 win 8192 length 54\n"
+            )
+        );
+        assert!(told(&whole.numeric()).contains("IPv4 10.0.0.1:51234 > 10.0.0.2:80 TCP"));
+        // None of it was to be had.
+        assert_eq!(
+            told(&fixture::dropped(Vec::new())),
+            format!("{BEGIN}we\\x1b[31mb\\n\"\\u{{202e}} 10.0.0.1 > web 10.0.0.2 tcp 80 length 54\n")
         );
     }
 }
