@@ -7,6 +7,7 @@
     reason = "of contexts, which the verifier knows to be the kernel's"
 )]
 
+pub mod kernel;
 pub mod packet;
 
 #[cfg(target_arch = "bpf")]

@@ -64,6 +64,8 @@ pub struct Packet {
     pub cast: Cast,
     /// TCP flags of a first or only fragment, otherwise 0.
     pub tcp_flags: u8,
+    /// TCP window of a first or only fragment as the header has it, otherwise not 0.
+    pub window: u32,
     /// Bytes before the payload that each segment of a super-packet repeats.
     pub headers_len: u32,
     pub truncated: bool,
@@ -86,6 +88,9 @@ impl Version {
     pub const V4: Self = Self(1);
     pub const V6: Self = Self(2);
 }
+
+/// [`Packet::window`] of what has none.
+const NO_WINDOW: u32 = 1;
 
 /// Always 0, and the verifier does not know it.
 static mut ZERO: u32 = 0;
@@ -217,6 +222,7 @@ impl Packet {
             | u64::from(self.truncated) << 7
             | u64::from(self.version.0) << 8
             | u64::from(self.network) << 10
+            | u64::from(self.window != 0) << 15
             | u64::from(self.tcp_flags) << 16
             | u64::from(self.protocol) << 24
             | u64::from(self.headers_len) << 32
@@ -230,7 +236,8 @@ impl Packet {
             cast: Cast((packed >> 5) as u32 & 3),
             truncated: packed >> 7 & 1 != 0,
             version: Version((packed >> 8) as u32 & 3),
-            network: (packed >> 10) as u32 & 0x3f,
+            network: (packed >> 10) as u32 & MAX_NETWORK,
+            window: (packed >> 15) as u32 & 1,
             tcp_flags: (packed >> 16) as u8,
             protocol: (packed >> 24) as u8,
             headers_len: (packed >> 32) as u32 & 0xffff,
@@ -247,6 +254,7 @@ fn read<const LINK: bool>(source: &impl Source, skb: *mut __sk_buff) -> Packet {
         class: class::OTHER,
         cast: Cast::UNICAST,
         tcp_flags: 0,
+        window: NO_WINDOW,
         headers_len: if LINK { ETH_LEN as u32 } else { 0 },
         truncated: false,
         version: Version::NONE,
@@ -381,9 +389,10 @@ fn read_network(
     packet.transport = (offset + headers) as u32;
     let transport = ip.at(headers);
     if l4 == l4::TCP {
-        let data_offset = transport.byte(12)?;
-        packet.tcp_flags = transport.byte(13)?;
+        let [data_offset, flags] = transport.be16(12)?.to_be_bytes();
+        packet.tcp_flags = flags;
         packet.headers_len += (data_offset >> 4) as u32 * 4;
+        packet.window = u32::from(transport.be16(14)?);
     } else if l4 == l4::UDP {
         packet.headers_len += 8;
     }

@@ -79,6 +79,15 @@ pub struct ObserveArgs {
     pub grace: Duration,
 }
 
+/// How TCP connections are looked at.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Observing")]
+pub struct TcpArgs {
+    /// Do not look how TCP connections fare
+    #[arg(long)]
+    pub no_tcp: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Table,
@@ -112,6 +121,8 @@ pub struct WatchArgs {
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
     #[command(flatten)]
+    pub tcp: TcpArgs,
+    #[command(flatten)]
     pub observe: ObserveArgs,
 }
 
@@ -141,6 +152,8 @@ pub struct FlowsArgs {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub limit: usize,
     #[command(flatten)]
+    pub tcp: TcpArgs,
+    #[command(flatten)]
     pub observe: ObserveArgs,
 }
 
@@ -154,6 +167,8 @@ pub struct AgentArgs {
     pub no_drops: bool,
     #[command(flatten)]
     pub drops: DropsArgs,
+    #[command(flatten)]
+    pub tcp: TcpArgs,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -15,6 +16,7 @@ use crate::{
     agent::Agent,
     cli::{Output, WatchArgs},
     demo,
+    ebpf::drops::BTF_FILE,
     model::Snapshot,
     observe,
     output::{
@@ -38,6 +40,7 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
         let mut agent = observe::start(&args.observe, world, None)?;
+        observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, Path::new(BTF_FILE));
         let full_screen =
             args.output.is_none() && !args.once && args.count.is_none() && io::stdout().is_terminal();
         let show = async {

@@ -14,6 +14,7 @@ pub mod netns;
 pub mod podman;
 pub mod pretend;
 pub mod program;
+pub mod relay;
 pub mod test_run;
 pub mod trace;
 pub mod traffic;

@@ -3,7 +3,6 @@
 mod layout;
 mod ordinary;
 mod places;
-mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,12 +23,12 @@ use netobs_common::drops::{DropCount, DropKey, DropTotals, KernelLayout, MAX_PLA
 use self::{
     layout::Reasons,
     places::{Place, Places},
-    table::Table,
 };
 use super::{
     attach::bpf,
     btf::{Btf, BtfError},
     mapping::Mapping,
+    table::{Amount, Key, Table},
 };
 use crate::model::drops::{DropEvent, DropSample, Netfilter, ReasonTotal};
 
@@ -69,7 +68,7 @@ pub enum DropsError {
 
 /// The attached program; detached when dropped.
 pub struct Drops {
-    table: Table,
+    table: Table<DropKey, DropCount>,
     totals: Mapping,
     cpus: usize,
     reasons: Reasons,
@@ -89,6 +88,16 @@ const HOOK_CALLER: &str = "nf_hook_slow";
 struct Layout(KernelLayout);
 // SAFETY: plain integers without padding.
 unsafe impl Pod for Layout {}
+
+// SAFETY: integers that leave no padding between them.
+unsafe impl Key for DropKey {}
+// SAFETY: as above.
+unsafe impl Amount for DropCount {
+    fn since(self, told: Self) -> Option<Self> {
+        let packets = self.packets.saturating_sub(told.packets);
+        (packets > 0).then_some(Self { packets, ..self })
+    }
+}
 
 impl Drops {
     /// # Errors

@@ -6,11 +6,12 @@ use crate::{
     model::{
         conversation::{Conversation, ConversationEnd, Conversations},
         edge::EdgeCount,
+        tcp::TcpEnd,
     },
     output::format::{bytes, escape, grouped, pad, width},
 };
 
-const HEADER: [&str; 12] = [
+const HEADER: [&str; 15] = [
     "CLIENT",
     "SERVER",
     "PROTO",
@@ -23,6 +24,9 @@ const HEADER: [&str; 12] = [
     "PKTS ←",
     "BYTES ←",
     "LOST",
+    "HANDSHAKE",
+    "RTT",
+    "RETRANS",
 ];
 /// Columns with text, on the left.
 const TEXT_COLUMNS: usize = 6;
@@ -74,7 +78,28 @@ fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         lost(&flow.to_server)
             .zip(lost(&flow.to_client))
             .map_or_else(|| "-".to_owned(), |(to_server, to_client)| grouped(to_server + to_client)),
+        // As the client has them, where it is observed.
+        of_tcp(flow, |tcp| milliseconds(tcp.handshake_seconds?)),
+        of_tcp(flow, |tcp| milliseconds(tcp.rtt_seconds?)),
+        retransmitted(flow).map_or_else(|| "-".to_owned(), grouped),
     ]
+}
+
+/// Of one end, if there is anything to tell.
+fn of_tcp(flow: &Conversation, part: fn(TcpEnd) -> Option<String>) -> String {
+    let mut ends = [flow.client_tcp, flow.server_tcp].into_iter().flatten();
+    ends.find_map(part).unwrap_or_else(|| "-".to_owned())
+}
+
+fn milliseconds(seconds: f64) -> Option<String> {
+    Some(format!("{:.2} ms", seconds * 1000.0))
+}
+
+/// By both ends, as far as they are observed.
+fn retransmitted(flow: &Conversation) -> Option<u64> {
+    let ends = [flow.client_tcp, flow.server_tcp];
+    let known = ends.into_iter().flatten().map(|tcp| tcp.retransmitted_segments);
+    known.reduce(|sum, more| sum + more)
 }
 
 /// The name, or else the address; with the port where there is one.

@@ -8,6 +8,7 @@ use crate::{
         conversation::{Conversation, ConversationEnd, Icmp, VERSION},
         edge::EdgeCount,
         flow::End,
+        tcp::TcpEnd,
     },
     output::{fixture::HOSTILE, schema},
 };
@@ -37,6 +38,12 @@ fn conversations() -> Conversations {
         server_flags: "FIN,SYN,ACK".into(),
         to_server: EdgeCount { sent: count(12), received: count(10) },
         to_client: EdgeCount { sent: count(7), received: count(6) },
+        client_tcp: Some(TcpEnd {
+            handshake_seconds: Some(0.0015),
+            rtt_seconds: Some(0.002_25),
+            retransmitted_segments: 3,
+        }),
+        server_tcp: Some(TcpEnd { handshake_seconds: None, rtt_seconds: None, retransmitted_segments: 1 }),
     };
     let ping = Conversation {
         client: end(Some("web"), "fd00::2", None),
@@ -48,6 +55,8 @@ fn conversations() -> Conversations {
         state: End::Open,
         to_server: EdgeCount { sent: count(3), received: None },
         to_client: EdgeCount { sent: None, received: count(3) },
+        client_tcp: None,
+        server_tcp: None,
         ..tcp.clone()
     };
     let mut outside = tcp.clone();
