@@ -54,8 +54,8 @@ pub mod cell {
 
 /// Upper bounds (inclusive, microseconds) of the buckets of a distribution; the last bucket has none.
 pub const TCP_BOUNDS_US: [u32; 15] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
-    10_000_000,
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 10_000_000,
 ];
 /// Buckets of a distribution.
 pub const TCP_BUCKETS: usize = TCP_BOUNDS_US.len() + 1;

@@ -130,7 +130,8 @@ fn run(
         let due = waiting.front().map_or(Duration::from_millis(20), |(due, ..)| {
             due.saturating_duration_since(Instant::now()).min(Duration::from_millis(20))
         });
-        let timeout = PollTimeout::try_from(due.as_millis() as i32 + i32::from(!due.is_zero())).expect("a timeout");
+        let timeout =
+            PollTimeout::try_from(due.as_millis() as i32 + i32::from(!due.is_zero())).expect("a timeout");
         let mut fds = sockets.each_ref().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         let _ = poll(&mut fds, timeout);
     }
@@ -138,7 +139,8 @@ fn run(
 
 /// A packet socket of all frames that come in by an interface.
 fn open(interface: &'static str) -> OwnedFd {
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
+    let socket =
+        socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
     let set = |option: libc::c_int, value: libc::c_int| {
         // SAFETY: the value is as long as is said.
         let set = unsafe {
@@ -162,9 +164,8 @@ fn open(interface: &'static str) -> OwnedFd {
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     address.sll_ifindex = nix::net::if_::if_nametoindex(interface).expect("its index").cast_signed();
     // SAFETY: the address is as long as is said.
-    let bound = unsafe {
-        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32)
-    };
+    let bound =
+        unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32) };
     assert_eq!(bound, 0, "{:?}", io::Error::last_os_error());
     socket
 }

@@ -85,7 +85,8 @@ impl World {
         let agent = Agent::start_in(Some(&self.host), &["--no-engine", "--grace=60s", "--no-drops"]);
         wait_for("both containers", LIMIT, || {
             let text = get(&self.host, &agent, "/metrics")?;
-            let known = |n: usize| text.contains(&format!("tcp_accepts_total{{container=\"{}\"", self.name(n)));
+            let known =
+                |n: usize| text.contains(&format!("tcp_accepts_total{{container=\"{}\"", self.name(n)));
             if known(0) && known(1) { Ok(()) } else { Err(text) }
         });
         agent
@@ -192,7 +193,9 @@ fn handshakes_and_round_trips_take_what_the_relay_takes() {
     is_delay(measured(&client, "rtt"), 6);
     is_delay(measured(&server, "rtt"), 6);
     // Bounds up to 50 ms are the first nine.
-    for (tcp, distribution) in [(&client, "client_handshake"), (&server, "server_handshake"), (&client, "rtt")] {
+    for (tcp, distribution) in
+        [(&client, "client_handshake"), (&server, "server_handshake"), (&client, "rtt")]
+    {
         let buckets = tcp["connections"][distribution]["buckets"].as_array().expect("buckets");
         assert!(buckets[..9].iter().all(|bucket| *bucket == 0), "{distribution}: {buckets:?}");
     }
@@ -287,14 +290,18 @@ fn connects_that_fail_are_told_apart() {
     });
     let watch = world.watch(&[]);
     let client = world.netns(0);
-    client.sh("sysctl -qw net.ipv4.tcp_syn_retries=1 net.ipv4.neigh.eth0.mcast_solicit=1");
+    client.sh("sysctl -qw net.ipv4.tcp_syn_retries=1; ip route add 10.82.0.0/24 via 10.81.0.11");
+    // It answers each that it cannot pass on.
+    world.netns(1).sh(
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0; ip route add unreachable 10.82.0.0/24",
+    );
     client.run(|| {
         for _ in 0..5 {
             let error = TcpStream::connect(address(1, 6)).expect_err("nobody listens");
             assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
         }
         for _ in 0..4 {
-            let error = TcpStream::connect(address(90, 8)).expect_err("there is no such host");
+            let error = TcpStream::connect("10.82.0.1:8").expect_err("there is no such host");
             assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH));
         }
         for _ in 0..2 {
@@ -519,7 +526,9 @@ fn tracepoints(pid: u32) -> Vec<String> {
     let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("fdinfo").flatten();
     let text = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
     let mut names: Vec<String> = text
-        .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("tp_name:").map(|name| name.trim().to_owned())))
+        .filter_map(|text| {
+            text.lines().find_map(|line| line.strip_prefix("tp_name:").map(|name| name.trim().to_owned()))
+        })
         .collect();
     names.sort();
     names

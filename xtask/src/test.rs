@@ -35,13 +35,14 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 21] = [
+const AREAS: [(&str, bool, bool); 22] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("netns", true, false),
     ("interfaces", false, false),
     ("inside", false, false),
     ("flows", false, false),
+    ("tcp", false, false),
     ("trace_filter", true, false),
     ("trace", false, false),
     ("trace_docker", false, true),

@@ -32,7 +32,8 @@ pub fn add(namespace: &Namespace, cell: u32, count: u64, sum_us: u64) -> u32 {
     let key = TcpKey { cookie: namespace.cookie, netns: namespace.inum, cell };
     let more = TcpCount { count, sum_us };
     let second = maps::ACTIVE.get(0).is_some_and(|active| *active != 0);
-    let failed = if second { add_in(&maps::COUNTS_1, &key, &more) } else { add_in(&maps::COUNTS_0, &key, &more) };
+    let failed =
+        if second { add_in(&maps::COUNTS_1, &key, &more) } else { add_in(&maps::COUNTS_0, &key, &more) };
     match failed {
         0 => {}
         // SAFETY: within the block, whose address the map gave.

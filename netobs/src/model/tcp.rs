@@ -210,15 +210,36 @@ pub(super) struct TcpState {
     lost: BTreeMap<&'static str, u64>,
     /// Containers by the cookies of namespaces that were theirs.
     owners: HashMap<TcpNamespace, String>,
-    /// What was counted where it is not known yet whose it is, and since when.
-    pending: HashMap<TcpNamespace, (TcpCounts, Instant)>,
+    /// What was counted where it is not known yet whose it is.
+    pending: HashMap<TcpNamespace, Pending>,
     /// Counted in namespaces that there was no room for.
     unlisted: u64,
+    /// Counted in namespaces that may have been one container's or another's.
+    ambiguous: u64,
     connections: HashMap<(TcpNamespace, FlowEnd, FlowEnd), Connection>,
     /// Told of connections that there was no room for.
     unlisted_connections: u64,
-    /// When it was last told anything; and the time before.
-    told: [Option<Instant>; 2],
+    /// When it was last told.
+    told: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    counts: TcpCounts,
+    /// All in one number.
+    all: u64,
+    first: Instant,
+    /// The newest of it is no older; none if that is not known.
+    since: Option<Instant>,
+}
+
+/// What is known of a namespace.
+#[derive(Debug, PartialEq, Eq)]
+enum Whose {
+    One(String),
+    /// One's who has just ended, or another's who has come after it.
+    Either,
+    Nobody,
 }
 
 #[derive(Debug)]
@@ -234,14 +255,18 @@ impl State {
     /// Takes in what was counted. What is not known to be a container's waits.
     pub(super) fn tcp(&mut self, sample: TcpSample, now: Instant) {
         let mut tcp = self.tcp.take().unwrap_or_default();
-        tcp.told = [Some(now), tcp.told[0]];
+        let since = tcp.told.replace(now);
         tcp.lost = sample.lost;
         for amount in sample.amounts {
             if !tcp.pending.contains_key(&amount.namespace) && tcp.pending.len() >= MAX_PENDING {
                 tcp.unlisted += amount.count;
                 continue;
             }
-            tcp.pending.entry(amount.namespace).or_insert_with(|| (TcpCounts::default(), now)).0.add(&amount);
+            let new = || Pending { counts: TcpCounts::default(), all: 0, first: now, since };
+            let pending = tcp.pending.entry(amount.namespace).or_insert_with(new);
+            pending.counts.add(&amount);
+            pending.all += amount.count;
+            pending.since = since;
         }
         for told in &sample.connections {
             tcp.connection(told, self.flows.capacity(), now);
@@ -252,38 +277,58 @@ impl State {
 
     /// Adds what waits to the containers that are known by now.
     fn settle_tcp(&mut self, tcp: &mut TcpState) {
-        let since = tcp.told[1];
-        let mut pending = std::mem::take(&mut tcp.pending);
-        pending.retain(|namespace, (counts, _)| {
-            let known = tcp.owners.get(namespace).cloned();
-            let Some(owner) = known.or_else(|| self.owner(*namespace, since)) else { return true };
-            let Some(container) = self.containers.get_mut(&owner) else { return true };
-            container.tcp += counts;
-            if namespace.cookie != 0 {
-                tcp.owners.insert(*namespace, owner);
+        let mut waiting = std::mem::take(&mut tcp.pending);
+        waiting.retain(|namespace, pending| {
+            let whose = match tcp.owners.get(namespace) {
+                Some(owner) => Whose::One(owner.clone()),
+                None => self.whose(tcp, *namespace, pending.since),
+            };
+            match whose {
+                Whose::One(owner) => {
+                    let Some(container) = self.containers.get_mut(&owner) else { return true };
+                    container.tcp += &pending.counts;
+                    if namespace.cookie != 0 {
+                        tcp.owners.insert(*namespace, owner);
+                    }
+                    false
+                }
+                // With a cookie the next that is counted tells who is left.
+                Whose::Either if namespace.cookie == 0 => {
+                    tcp.ambiguous += pending.all;
+                    false
+                }
+                Whose::Either | Whose::Nobody => true,
             }
-            false
         });
-        tcp.pending = pending;
+        tcp.pending = waiting;
     }
 
-    /// Whose a namespace is, by its inode number. Nobody's where two may have had it: one has ended after `since`.
-    fn owner(&self, namespace: TcpNamespace, since: Option<Instant>) -> Option<String> {
+    /// Whose a namespace is, by its inode number, that was last seen after `since`.
+    fn whose(&self, tcp: &TcpState, namespace: TcpNamespace, since: Option<Instant>) -> Whose {
         let had = |entry: &ContainerEntry| {
             is_own(entry) && entry.namespace.as_ref().is_some_and(|of| of.identity.1 == namespace.inode)
         };
-        let candidates: Vec<(&String, &ContainerEntry)> =
-            self.containers.iter().filter(|(_, entry)| had(entry)).collect();
-        let lives: Vec<&String> =
-            candidates.iter().filter(|(_, entry)| is_live(&entry.info)).map(|(id, _)| *id).collect();
-        let ended = |entry: &ContainerEntry| entry.ended.is_some_and(|at| since.is_none_or(|since| at >= since));
-        let just_ended = candidates.iter().filter(|(_, entry)| !is_live(&entry.info) && ended(entry)).count();
-        match (lives.as_slice(), candidates.as_slice()) {
-            ([one], _) if just_ended == 0 => Some((*one).clone()),
-            ([], [(one, _)]) => Some((*one).clone()),
+        // What has ended with another namespace of that number has not had this one.
+        let had_another =
+            |id: &String| tcp.owners.iter().any(|(of, owner)| of.inode == namespace.inode && owner == id);
+        let candidates = self.containers.iter().filter(|(_, entry)| had(entry));
+        let (live, ended): (Vec<_>, Vec<_>) = candidates.partition(|(_, entry)| is_live(&entry.info));
+        let lately =
+            |entry: &ContainerEntry| entry.ended.is_some_and(|at| since.is_none_or(|since| at >= since));
+        let mut ended = ended.into_iter().filter(|(id, _)| !had_another(id));
+        match live.as_slice() {
+            [] => match (ended.next(), ended.next()) {
+                (Some((id, _)), None) => Whose::One(id.clone()),
+                (None, _) => Whose::Nobody,
+                _ => Whose::Either,
+            },
+            _ if ended.any(|(_, entry)| lately(entry)) => Whose::Either,
+            [(id, _)] => Whose::One((*id).clone()),
             // Several that share it, of which no engine says how: it is theirs who has its interfaces.
-            ([_, _, ..], _) if just_ended == 0 => lives.into_iter().find(|id| self.has_interface(id)).cloned(),
-            _ => None,
+            several => {
+                let owner = several.iter().find(|(id, _)| self.has_interface(id));
+                owner.map_or(Whose::Nobody, |(id, _)| Whose::One((*id).clone()))
+            }
         }
     }
 
@@ -298,7 +343,14 @@ impl State {
         self.settle_tcp(&mut tcp);
         let (grace, idle) = (self.grace, self.flows.idle());
         let age = |at: Instant| now.saturating_duration_since(at);
-        tcp.pending.retain(|_, (_, since)| age(*since) < grace);
+        let mut over = std::mem::take(&mut tcp.pending);
+        let waiting = over.extract_if(|_, pending| age(pending.first) < grace).collect();
+        for (namespace, pending) in &over {
+            if self.whose(&tcp, *namespace, pending.since) == Whose::Either {
+                tcp.ambiguous += pending.all;
+            }
+        }
+        tcp.pending = waiting;
         tcp.owners.retain(|_, container| self.containers.contains_key(container));
         // One that lasts is told of when it begins and when it ends; in between its flow tells that it is there.
         let old: HashSet<(FlowEnd, FlowEnd)> = tcp
@@ -338,6 +390,7 @@ impl State {
         let mut lost = tcp.lost.clone();
         *lost.entry("full").or_default() += tcp.unlisted;
         *lost.entry("flow").or_default() += tcp.unlisted_connections;
+        lost.insert("ambiguous", tcp.ambiguous);
         Some(TcpStatus { lost })
     }
 
@@ -404,4 +457,194 @@ impl TcpState {
 fn is_own(entry: &ContainerEntry) -> bool {
     let on_host = entry.namespace.as_ref().is_some_and(|namespace: &Namespace| namespace.host);
     !on_host && !shares_namespace(&entry.info)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::model::{ContainerInfo, ContainerState, Update};
+
+    const INODE: u64 = 4_026_532_000;
+
+    fn connects(inode: u64, cookie: u64, count: u64) -> TcpAmount {
+        TcpAmount {
+            namespace: TcpNamespace { inode, cookie },
+            subject: TcpSubject::Connected,
+            bucket: Some(3),
+            count,
+            sum_us: 700 * count,
+        }
+    }
+
+    struct World {
+        state: State,
+        start: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { state: State::new("tcx", Duration::from_secs(60)), start: Instant::now() }
+        }
+
+        fn at(&self, second: u64) -> Instant {
+            self.start + Duration::from_secs(second)
+        }
+
+        fn container(&mut self, second: u64, id: &str, network_mode: &str, namespace: Option<(u64, bool)>) {
+            let info = ContainerInfo {
+                id: id.to_owned(),
+                state: ContainerState::Running,
+                engine: "docker".to_owned(),
+                pid: Some(1),
+                network_mode: network_mode.to_owned(),
+                ..ContainerInfo::default()
+            };
+            let now = self.at(second);
+            self.state.apply(Update::Container(info), now);
+            if let Some((inode, host)) = namespace {
+                let namespace = Namespace { identity: (4, inode), host, ..Namespace::default() };
+                self.state.apply(Update::Namespace { id: id.to_owned(), namespace }, now);
+            }
+        }
+
+        fn ends(&mut self, second: u64, id: &str) {
+            let now = self.at(second);
+            self.state.apply(Update::Ended { id: id.to_owned() }, now);
+        }
+
+        fn tell(&mut self, second: u64, amounts: &[TcpAmount]) {
+            let sample = TcpSample { amounts: amounts.to_vec(), ..TcpSample::default() };
+            let now = self.at(second);
+            self.state.apply(Update::Tcp(Box::new(sample)), now);
+        }
+
+        /// Connects by container; none where it is not known.
+        fn connects(&mut self, second: u64) -> Vec<Option<u64>> {
+            let now = self.at(second);
+            self.state.expire(now);
+            let snapshot = self.state.snapshot(now, SystemTime::UNIX_EPOCH);
+            let of = |tcp: TcpHealth| tcp.connections.map(|connections| connections.client_handshake.all());
+            snapshot.containers.iter().map(|container| container.tcp.and_then(of)).collect()
+        }
+    }
+
+    #[test]
+    fn what_was_counted_waits_for_its_container() {
+        let mut world = World::new();
+        world.tell(0, &[connects(INODE, 7, 2), connects(INODE + 1, 8, 100)]);
+        world.container(1, "a", "", None);
+        assert_eq!(world.connects(1), [None]);
+        world.container(2, "a", "", Some((INODE, false)));
+        world.tell(3, &[connects(INODE, 7, 3)]);
+        assert_eq!(world.connects(3), [Some(5)]);
+    }
+
+    fn ambiguous(state: &State) -> u64 {
+        state.tcp_status().expect("a status").lost["ambiguous"]
+    }
+
+    #[test]
+    fn of_two_that_had_the_same_inode_number_each_has_its_own() {
+        let mut world = World::new();
+        world.container(0, "a", "", Some((INODE, false)));
+        world.tell(1, &[connects(INODE, 7, 2)]);
+        world.ends(2, "a");
+        world.container(2, "b", "", Some((INODE, false)));
+        // The end of the one and the beginning of the other.
+        world.tell(3, &[connects(INODE, 7, 4), connects(INODE, 9, 100)]);
+        assert_eq!(world.connects(3), [Some(6), Some(100)]);
+        assert_eq!(ambiguous(&world.state), 0);
+    }
+
+    /// One that nothing was known of when it ended: only what comes later tells which of the two is there.
+    #[test]
+    fn what_may_be_anothers_waits_until_that_is_known() {
+        let mut world = World::new();
+        world.tell(1, &[]);
+        world.container(1, "a", "", Some((INODE, false)));
+        world.ends(2, "a");
+        world.container(2, "b", "", Some((INODE, false)));
+        world.tell(3, &[connects(INODE, 7, 4), connects(INODE, 9, 100)]);
+        world.tell(4, &[]);
+        assert_eq!(world.connects(4), [Some(0), Some(0)]);
+        world.tell(5, &[connects(INODE, 9, 1)]);
+        assert_eq!(world.connects(5), [Some(0), Some(101)]);
+        assert_eq!(ambiguous(&world.state), 0);
+        world.connects(63);
+        assert_eq!(ambiguous(&world.state), 4, "the first's, of which that is not known");
+    }
+
+    /// Of kernels without cookies.
+    #[test]
+    fn without_cookies_nobody_has_what_may_be_anothers() {
+        let mut world = World::new();
+        world.container(0, "a", "", Some((INODE, false)));
+        world.tell(1, &[connects(INODE, 0, 2)]);
+        world.ends(2, "a");
+        world.container(2, "b", "", Some((INODE, false)));
+        world.tell(3, &[connects(INODE, 0, 4)]);
+        assert_eq!((world.connects(3), ambiguous(&world.state)), (vec![Some(2), Some(0)], 4));
+        world.tell(4, &[connects(INODE, 0, 5)]);
+        assert_eq!((world.connects(4), ambiguous(&world.state)), (vec![Some(2), Some(5)], 4));
+    }
+
+    #[test]
+    fn on_the_hosts_network_and_on_anothers_it_is_not_known() {
+        let mut world = World::new();
+        world.container(0, "a", "", Some((INODE, false)));
+        world.container(0, "b", "host", Some((INODE + 1, true)));
+        world.container(0, "c", "container:a", Some((INODE, false)));
+        world.tell(1, &[connects(INODE, 7, 2), connects(INODE + 1, 8, 3)]);
+        assert_eq!(world.connects(1), [Some(2), None, None]);
+        let degraded = Update::Degraded { feature: feature::CONNECTIONS, why: "no struct".to_owned() };
+        let now = world.at(2);
+        world.state.apply(degraded, now);
+        assert_eq!(world.connects(2), [None, None, None]);
+    }
+
+    #[test]
+    fn what_nobody_owns_is_forgotten() {
+        let mut world = World::new();
+        world.tell(0, &[connects(INODE, 7, 2)]);
+        world.state.expire(world.start + Duration::from_secs(61));
+        world.container(62, "a", "", Some((INODE, false)));
+        world.tell(63, &[]);
+        assert_eq!(world.connects(63), [Some(0)]);
+    }
+
+    #[test]
+    fn the_newest_of_a_connection_counts() {
+        let end = |port| FlowEnd { address: "10.0.0.1".parse().expect("an address"), port };
+        let namespace = TcpNamespace { inode: INODE, cookie: 7 };
+        let told = |begins, ends, handshake_us, retransmitted| TcpConnection {
+            namespace,
+            local: end(1),
+            remote: end(2),
+            begins,
+            ends,
+            handshake_us,
+            rtt_us: None,
+            retransmitted,
+        };
+        let mut world = World::new();
+        world.container(0, "a", "", Some((INODE, false)));
+        world.tell(0, &[connects(INODE, 7, 1)]);
+        let mut apply = |second, told: TcpConnection| {
+            let sample = TcpSample { connections: vec![told], ..TcpSample::default() };
+            let now = world.at(second);
+            world.state.apply(Update::Tcp(Box::new(sample)), now);
+            let end = world.state.tcp_ends().get("a", end(1), end(2)).expect("an end");
+            (end.handshake_seconds, end.retransmitted_segments)
+        };
+        assert_eq!(apply(1, told(true, false, Some(1500), 1)), (Some(0.0015), 1));
+        assert_eq!(apply(2, told(false, false, None, 4)), (Some(0.0015), 4), "the handshake stays");
+        assert_eq!(apply(3, told(false, true, None, 5)), (Some(0.0015), 5));
+        assert_eq!(apply(4, told(false, false, None, 1)), (None, 1), "another one of the same ends");
+        world.state.expire(world.at(4) + Duration::from_secs(29));
+        assert!(world.state.tcp_ends().get("a", end(1), end(2)).is_some());
+        world.state.expire(world.at(4) + Duration::from_secs(30));
+        assert!(world.state.tcp_ends().get("a", end(1), end(2)).is_none(), "there is no such flow");
+    }
 }

@@ -120,12 +120,19 @@ fn published() -> Published {
 
 /// Four connects, of which the duration of one is not known; none accepted.
 fn tcp() -> TcpHealth {
-    let mut client_handshake = Distribution { sum_us: 300 + 90 + 20_000_000, unmeasured: 1, ..Distribution::default() };
+    let mut client_handshake =
+        Distribution { sum_us: 300 + 90 + 20_000_000, unmeasured: 1, ..Distribution::default() };
     for bucket in [0, 2, 15] {
         client_handshake.buckets[bucket] = 1;
     }
-    let connections =
-        TcpConnections { client_handshake, refused: 5, timed_out: 6, failed: 7, given_up: 8, ..TcpConnections::default() };
+    let connections = TcpConnections {
+        client_handshake,
+        refused: 5,
+        timed_out: 6,
+        failed: 7,
+        given_up: 8,
+        ..TcpConnections::default()
+    };
     TcpHealth {
         connections: Some(connections),
         retransmitted_segments: Some(9),

@@ -19,12 +19,10 @@ pub fn layout(btf: &Btf<'_>) -> Result<(TcpLayout, Vec<(Feature, BtfError)>), Bt
     if let Ok(cookie) = at("net", "net_cookie") {
         (layout.net_cookie, layout.has_cookie) = (cookie, 1);
     }
-    let parts: [(Feature, fn(&Btf<'_>, &mut TcpLayout) -> Result<(), BtfError>); 3] = [
-        (Feature::Connections, connections),
-        (Feature::Retransmits, retransmits),
-        (Feature::Resets, resets),
-    ];
-    let missing = parts.into_iter().filter_map(|(feature, read)| Some((feature, read(btf, &mut layout).err()?)));
+    let parts: [(Feature, fn(&Btf<'_>, &mut TcpLayout) -> Result<(), BtfError>); 3] =
+        [(Feature::Connections, connections), (Feature::Retransmits, retransmits), (Feature::Resets, resets)];
+    let missing =
+        parts.into_iter().filter_map(|(feature, read)| Some((feature, read(btf, &mut layout).err()?)));
     let missing = missing.collect();
     Ok((layout, missing))
 }

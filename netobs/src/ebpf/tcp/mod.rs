@@ -147,7 +147,8 @@ impl Tcp {
         let mut ebpf = load_object(layout, flows, cpus)?;
         let totals = map_array(&ebpf, "TOTALS", cpus * TcpTotals::WORDS)?;
         let active = map_array(&ebpf, "ACTIVE", 1)?;
-        let table = Table::new([hash(&mut ebpf, "COUNTS_0")?, hash(&mut ebpf, "COUNTS_1")?], active, MAX_COUNTS);
+        let table =
+            Table::new([hash(&mut ebpf, "COUNTS_0")?, hash(&mut ebpf, "COUNTS_1")?], active, MAX_COUNTS);
         let ring = RingBuf::try_from(ebpf.take_map("EVENTS").ok_or(TcpError::Missing("EVENTS"))?)?;
         let mut first_error = None;
         for (program, tracepoint, feature) in PROGRAMS {
@@ -185,14 +186,16 @@ impl Tcp {
         Ok(TcpSample {
             amounts: amounts.iter().filter_map(|(key, amount)| self::amount(key, amount)).collect(),
             connections,
-            lost: [("full", lost_full), ("busy", lost_busy), ("start", lost_start), ("flow", lost_flow)].into(),
+            lost: [("full", lost_full), ("busy", lost_busy), ("start", lost_start), ("flow", lost_flow)]
+                .into(),
         })
     }
 
     fn read_totals(&self) -> [u64; TcpTotals::WORDS] {
         let mut sum = [0; TcpTotals::WORDS];
         for cpu in 0..self.cpus {
-            for (sum, word) in sum.iter_mut().zip(self.totals.words(cpu * TcpTotals::WORDS, TcpTotals::WORDS)) {
+            for (sum, word) in sum.iter_mut().zip(self.totals.words(cpu * TcpTotals::WORDS, TcpTotals::WORDS))
+            {
                 *sum += word.load(Ordering::Relaxed);
             }
         }

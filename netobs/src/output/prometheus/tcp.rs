@@ -48,10 +48,11 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
         of_containers.iter().filter_map(|(of, tcp)| Some((labels(*of), tcp.retransmitted_segments?)));
     let help = "TCP segments that the container sent again, SYN and SYN-ACK among them";
     counters("netobs_container_tcp_retransmitted_segments_total", help, retransmits, out)?;
-    let resets = of_containers.iter().filter_map(|(of, tcp)| Some((of, tcp.resets?))).flat_map(|(of, resets)| {
-        [("receive", resets.received), ("transmit", resets.sent)]
-            .map(|(direction, count)| (with(*of, "direction", direction), count))
-    });
+    let resets =
+        of_containers.iter().filter_map(|(of, tcp)| Some((of, tcp.resets?))).flat_map(|(of, resets)| {
+            [("receive", resets.received), ("transmit", resets.sent)]
+                .map(|(direction, count)| (with(*of, "direction", direction), count))
+        });
     let help = "TCP resets that the container's sockets received and that it sent";
     counters("netobs_container_tcp_resets_total", help, resets, out)?;
     let lost = snapshot.agent.tcp.iter().flat_map(|tcp| &tcp.lost);
@@ -73,7 +74,8 @@ fn write_durations(
                 its SYN-ACK to the ACK";
     histograms("netobs_container_tcp_handshake_seconds", help, handshakes, out)?;
     let rtts = connections.iter().map(|(of, connections)| (labels(*of), connections.rtt));
-    let help = "Round-trip times of TCP connections, the kernel's smoothed figure when they begin and when they end";
+    let help =
+        "Round-trip times of TCP connections, the kernel's smoothed figure when they begin and when they end";
     histograms("netobs_container_tcp_rtt_seconds", help, rtts, out)
 }
 
