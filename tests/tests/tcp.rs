@@ -8,13 +8,12 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
     time::Duration,
 };
 
 use netobs_tests::{
-    http,
+    bpf, http, kernel,
     netns::Netns,
     pretend::Pretend,
     program::{Agent, Watch, container, number},
@@ -320,11 +319,14 @@ fn connects_that_fail_are_told_apart() {
     let retransmitted = counter(client, "Tcp", "RetransSegs");
     assert!(retransmitted >= 3, "each SYN that no answer came to: {retransmitted}");
     assert_eq!(number(&tcp, "retransmitted_segments"), retransmitted, "{tcp}");
-    assert_eq!(counter(client, "Tcp", "AttemptFails"), 5 + 4 + 3 + 2, "the kernel's own");
+    // Of those that the program gave up itself, the kernel has no count.
+    assert_eq!(counter(client, "Tcp", "AttemptFails"), 5 + 4 + 3, "the kernel's own");
     assert_eq!(number(&tcp, "resets.received"), 5, "{tcp}");
 
-    let server = until(&watch, world.name(1), |tcp| tcp["resets"]["sent"] == 5);
     assert_eq!(counter(world.netns(1), "Tcp", "OutRsts"), 5);
+    // Those without a socket it tells of since 6.10.
+    let told = if kernel::release() >= (6, 10) { 5 } else { 0 };
+    let server = until(&watch, world.name(1), |tcp| tcp["resets"]["sent"] == told);
     assert_eq!((established(&server), accepted(&server)), (0, 0), "{server}");
 }
 
@@ -372,7 +374,7 @@ fn retransmits_are_as_many_as_the_kernel_has() {
         println!("{n}: {kernel} segments sent again, as the kernel has it");
         assert!(kernel > 10, "so much was lost: {tcp}");
         let synchronizing = counter(world.netns(n), "TcpExt", "TCPSynRetrans");
-        assert_eq!(synchronizing, 1, "a SYN there, a SYN-ACK here");
+        assert!(synchronizing >= 1, "a SYN there, a SYN-ACK here");
         let end = ["client_tcp", "server_tcp"][n];
         wait_for("the flow's own count", LIMIT, || {
             let flow = world.conversation(&agent, 5002)?;
@@ -395,13 +397,16 @@ fn resets_are_counted_where_they_are_sent_and_where_they_arrive() {
     let listener = world.netns(1).run(|| TcpListener::bind(address(1, 5003)).expect("listen"));
     let server = std::thread::spawn(move || {
         for _ in 0..RESETS {
-            let (stream, _) = listener.accept().expect("accept");
+            let (mut stream, _) = listener.accept().expect("accept");
+            // Until the client is sure to have connected.
+            stream.read_exact(&mut [0]).expect("receive");
             reset(stream);
         }
     });
     world.netns(0).run(|| {
         for _ in 0..RESETS {
             let mut stream = TcpStream::connect(address(1, 5003)).expect("connect");
+            stream.write_all(b"x").expect("send");
             let error = stream.read(&mut [0]).expect_err("reset");
             assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
         }
@@ -489,7 +494,7 @@ fn what_one_container_did_is_never_told_of_another() {
     let world = World::new(Duration::ZERO, |_| true);
     let watch = world.watch(&[]);
     let mut did = Vec::new();
-    for connections in 1..=8u64 {
+    for connections in 1..=5u64 {
         let container = Pretend::new();
         let name = container.name().to_owned();
         let inode = watch.until("its namespace", |snapshot| {
@@ -518,6 +523,35 @@ fn what_one_container_did_is_never_told_of_another() {
     for n in 0..2 {
         let tcp = container(&watch.fresh(), world.name(n)).expect("a container")["tcp"].clone();
         assert_eq!((established(&tcp), accepted(&tcp)), (0, 0), "{tcp}");
+    }
+}
+
+/// More connections than there is room for in the ring between two readings: the counts are exact all the same.
+/// What a program's run takes is printed.
+#[test]
+fn ten_thousand_connections_are_all_counted() {
+    const CONNECTIONS: u64 = 10_000;
+    let world = World::new(Duration::ZERO, |_| true);
+    let watch = world.watch(&[]);
+    let _stats = bpf::enable_stats();
+    world.netns(0).run(|| {
+        let listener = TcpListener::bind("127.0.0.1:5007").expect("listen");
+        for _ in 0..CONNECTIONS {
+            let client = TcpStream::connect("127.0.0.1:5007").expect("connect");
+            drop(listener.accept().expect("accept"));
+            reset(client);
+        }
+    });
+    let tcp = until(&watch, world.name(0), |tcp| established(tcp) >= CONNECTIONS);
+    assert_eq!((established(&tcp), accepted(&tcp)), (CONNECTIONS, CONNECTIONS), "{tcp}");
+    // A server's figure of 0 us is none: it is in the count, and in no bucket.
+    assert!(measured(&tcp, "client_handshake").0 == CONNECTIONS, "{tcp}");
+    let lost = watch.fresh()["agent"]["tcp"]["lost"].clone();
+    for cause in ["full", "busy", "ambiguous", "start"] {
+        assert_eq!(lost[cause], 0, "{lost}");
+    }
+    for (tracepoint, runs, nanoseconds) in bpf::runs(watch.pid()) {
+        println!("{tracepoint}: {runs} runs, {} ns each", nanoseconds.checked_div(runs).unwrap_or_default());
     }
 }
 

@@ -30,8 +30,8 @@ pub fn netobs_tcp_retransmit(ctx: RawTracePointContext) -> i32 {
     let socket = Socket(ctx.arg(0));
     let namespace = Namespace::of_socket(socket);
     if namespace.is_told_of() {
-        let segments: u16 = netobs_ebpf::kernel::read(ctx.arg(1), layout!(skb_segments), 1);
-        count::add(&namespace, cell::of(cell::RETRANSMITTED, cell::NO_BUCKET), u64::from(segments.max(1)), 0);
+        let segments = socket::segments(ctx.arg(1));
+        count::add(&namespace, cell::of(cell::RETRANSMITTED, cell::NO_BUCKET), segments, 0);
         event::tell(&namespace, socket, 0, 0);
     }
     0

@@ -1,7 +1,7 @@
 //! Sockets and namespaces as the kernel has them.
 
 use netobs_common::tcp::TcpLayout;
-use netobs_ebpf::kernel::{INUMS, read, read_into};
+use netobs_ebpf::kernel::{INUMS, read_or_zero};
 
 /// See [`TcpLayout`].
 #[unsafe(no_mangle)]
@@ -42,6 +42,26 @@ macro_rules! layout {
 }
 pub(crate) use layout;
 
+/// What a member can be: integers, and addresses.
+trait Plain: Copy {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for u64 {}
+impl<const N: usize> Plain for [u8; N] {}
+
+/// 0 for a null pointer and for what cannot be read.
+#[inline(always)]
+fn read<T: Plain>(from: u64, offset: u32) -> T {
+    // SAFETY: of such types any bytes are a value.
+    unsafe { read_or_zero(from, offset) }
+}
+
+/// How many segments a packet stands for.
+#[inline(always)]
+pub fn segments(skb: u64) -> u64 {
+    u64::from(read::<u16>(skb, layout!(skb_segments)).max(1))
+}
+
 const IPPROTO_TCP: u16 = 6;
 const AF_INET: u16 = 2;
 
@@ -52,48 +72,48 @@ pub struct Socket(pub u64);
 impl Socket {
     #[inline(always)]
     pub fn is_tcp(self) -> bool {
-        read(self.0, layout!(sock_protocol), 0u16) == IPPROTO_TCP
+        read::<u16>(self.0, layout!(sock_protocol)) == IPPROTO_TCP
     }
 
     /// What `getsockopt(SO_ERROR)` would say.
     #[inline(always)]
     pub fn error(self) -> u32 {
-        read(self.0, layout!(sock_err), 0)
+        read(self.0, layout!(sock_err))
     }
 
     /// The kernel keeps eight times the smoothed round-trip time.
     #[inline(always)]
     pub fn rtt_us(self) -> u32 {
-        read(self.0, layout!(tcp_srtt_us), 0u32) >> 3
+        read::<u32>(self.0, layout!(tcp_srtt_us)) >> 3
     }
 
     #[inline(always)]
     pub fn retransmitted(self) -> u32 {
-        read(self.0, layout!(tcp_total_retrans), 0)
+        read(self.0, layout!(tcp_total_retrans))
     }
 
     #[inline(always)]
     pub fn has_sent(self) -> bool {
-        read(self.0, layout!(tcp_segs_out), 0u32) != 0
+        read::<u32>(self.0, layout!(tcp_segs_out)) != 0
     }
 
     /// Local and remote port.
     #[inline(always)]
     pub fn ports(self) -> (u16, u16) {
         // Not `skc_num`, which is 0 already when a socket is closed.
-        let local = read(self.0, layout!(inet_sport), 0u16);
-        (u16::from_be(local), u16::from_be(read(self.0, layout!(sock_dport), 0)))
+        let local: u16 = read(self.0, layout!(inet_sport));
+        (u16::from_be(local), u16::from_be(read(self.0, layout!(sock_dport))))
     }
 
     /// Both addresses, IPv4 as `::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2.
     #[inline(always)]
     pub fn addresses(self, local: &mut [u8; 16], remote: &mut [u8; 16]) {
-        if read(self.0, layout!(sock_family), 0u16) == AF_INET {
-            map_ipv4(local, read(self.0, layout!(sock_rcv_saddr), [0; 4]));
-            map_ipv4(remote, read(self.0, layout!(sock_daddr), [0; 4]));
+        if read::<u16>(self.0, layout!(sock_family)) == AF_INET {
+            map_ipv4(local, read(self.0, layout!(sock_rcv_saddr)));
+            map_ipv4(remote, read(self.0, layout!(sock_daddr)));
         } else {
-            read_into(local, self.0, layout!(sock_v6_rcv_saddr));
-            read_into(remote, self.0, layout!(sock_v6_daddr));
+            *local = read(self.0, layout!(sock_v6_rcv_saddr));
+            *remote = read(self.0, layout!(sock_v6_daddr));
         }
     }
 }
@@ -116,21 +136,21 @@ pub struct Namespace {
 impl Namespace {
     #[inline(always)]
     pub fn of_socket(socket: Socket) -> Self {
-        Self::at(read(socket.0, layout!(sock_net), 0))
+        Self::at(read(socket.0, layout!(sock_net)))
     }
 
     /// Of the device that a packet was routed to: for one that is received, the one that it came in by.
     #[inline(always)]
     pub fn of_packet(skb: u64) -> Self {
         // The lowest bit says whether the packet holds it.
-        let destination = read(skb, layout!(skb_refdst), 0u64) & !1;
-        Self::at(read(read(destination, layout!(dst_dev), 0u64), layout!(dev_net), 0))
+        let destination = read::<u64>(skb, layout!(skb_refdst)) & !1;
+        Self::at(read(read(destination, layout!(dst_dev)), layout!(dev_net)))
     }
 
     #[inline(always)]
     fn at(net: u64) -> Self {
-        let inum = read(net, layout!(net_inum), 0u32);
-        let cookie = if layout!(has_cookie) != 0 { read(net, layout!(net_cookie), 0) } else { 0 };
+        let inum: u32 = read(net, layout!(net_inum));
+        let cookie = if layout!(has_cookie) != 0 { read(net, layout!(net_cookie)) } else { 0 };
         Self { cookie, inum: if INUMS.contains(&inum) { inum } else { 0 } }
     }
 

@@ -5,6 +5,9 @@ use netobs_common::tcp::TcpLayout;
 use super::Feature;
 use crate::ebpf::btf::{Btf, BtfError};
 
+/// Fills in what a feature needs.
+type Read = fn(&Btf<'_>, &mut TcpLayout) -> Result<(), BtfError>;
+
 /// Where things are, and what cannot be had since something is not there.
 ///
 /// # Errors
@@ -19,7 +22,7 @@ pub fn layout(btf: &Btf<'_>) -> Result<(TcpLayout, Vec<(Feature, BtfError)>), Bt
     if let Ok(cookie) = at("net", "net_cookie") {
         (layout.net_cookie, layout.has_cookie) = (cookie, 1);
     }
-    let parts: [(Feature, fn(&Btf<'_>, &mut TcpLayout) -> Result<(), BtfError>); 3] =
+    let parts: [(Feature, Read); 3] =
         [(Feature::Connections, connections), (Feature::Retransmits, retransmits), (Feature::Resets, resets)];
     let missing =
         parts.into_iter().filter_map(|(feature, read)| Some((feature, read(btf, &mut layout).err()?)));
