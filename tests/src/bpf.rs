@@ -20,7 +20,7 @@ pub fn enable_stats() -> OwnedFd {
     let mut kind = 0u32;
     let fd = bpf(BPF_ENABLE_STATS, &mut kind).expect("enable statistics");
     // SAFETY: the kernel has just given it to us, and nobody else has it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) }
 }
 
 /// Of each program that a process has at a raw tracepoint: the tracepoint, how often it ran, and how many nanoseconds
