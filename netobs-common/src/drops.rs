@@ -2,7 +2,7 @@
 
 /// What events have in common that are counted together. Zero where nothing is known.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DropKey {
     /// Return address of who freed the packet.
     pub location: u64,

@@ -5,7 +5,7 @@
 #![no_std]
 
 /// Version of everything in this crate that crosses the kernel boundary.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Direction as the attached interface sees it: the value is the low bit of a counter index.
 pub const INGRESS: u32 = 0;
@@ -83,8 +83,10 @@ pub struct Counters {
     pub class: [Count; class::COUNT],
     /// Wire packets by size, see [`SIZE_BOUNDS`]. A super-packet counts as its segments.
     pub size: [u64; SIZE_BUCKETS],
-    /// What unfolding adds: wire packets and bytes = sum of `class` + this.
-    pub unfolded: Count,
+    /// What unfolding adds: wire bytes = sum of `class` + this. (Wire packets are the sum of `size`.)
+    pub unfolded_bytes: u64,
+    /// Stack packets with a TCP window of 0 and neither SYN nor RST: who sends it takes nothing more for now.
+    pub tcp_zero_window: u64,
     /// Frames to a group address other than broadcast. The rest, less `broadcast`, is unicast.
     pub multicast: Count,
     pub broadcast: Count,
@@ -104,7 +106,8 @@ impl Counters {
     pub const ZERO: Self = Self {
         class: [Count { packets: 0, bytes: 0 }; class::COUNT],
         size: [0; SIZE_BUCKETS],
-        unfolded: Count { packets: 0, bytes: 0 },
+        unfolded_bytes: 0,
+        tcp_zero_window: 0,
         multicast: Count { packets: 0, bytes: 0 },
         broadcast: Count { packets: 0, bytes: 0 },
         tcp_syn: 0,
@@ -226,4 +229,5 @@ const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
 
 pub mod drops;
+pub mod tcp;
 pub mod trace;

@@ -118,7 +118,7 @@ pub struct Ipv6 {
     destination: [u16; 8],
 }
 
-/// RFC 9293 section 3.1, as far as the flags.
+/// RFC 9293 section 3.1, as far as the window.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Tcp {
@@ -127,6 +127,8 @@ pub struct Tcp {
     acknowledgment: [u16; 2],
     data_offset: u8,
     pub flags: u8,
+    /// As it is on the wire: of interest is whether it is 0.
+    pub window: u16,
 }
 
 impl Tcp {
@@ -158,7 +160,7 @@ unsafe impl Header for Ipv6 {}
 unsafe impl Header for Tcp {}
 
 const _: () = assert!(size_of::<Ethernet>() == ETH_LEN && size_of::<VlanTag>() == VLAN_LEN);
-const _: () = assert!(size_of::<Ipv4>() == 20 && size_of::<Ipv6>() == 40 && size_of::<Tcp>() == 14);
+const _: () = assert!(size_of::<Ipv4>() == 20 && size_of::<Ipv6>() == 40 && size_of::<Tcp>() == 16);
 
 /// [`l4`] by protocol number. Mutable only in name: of read-only data the verifier would know each value
 /// and walk the rest of the program once for each protocol, which takes it half a second.

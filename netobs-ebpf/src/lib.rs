@@ -8,6 +8,7 @@
 )]
 
 pub mod headers;
+pub mod kernel;
 pub mod packet;
 pub mod source;
 

@@ -32,6 +32,8 @@ pub struct Packet {
     pub cast: Cast,
     /// TCP flags of a first or only fragment, otherwise 0.
     pub tcp_flags: u8,
+    /// TCP window of a first or only fragment as the header has it, otherwise not 0.
+    pub window: u32,
     /// Bytes before the payload that each segment of a super-packet repeats.
     pub headers_len: u32,
     pub truncated: bool,
@@ -54,6 +56,9 @@ impl Version {
     pub const V4: Self = Self(1);
     pub const V6: Self = Self(2);
 }
+
+/// [`Packet::window`] of what has none.
+const NO_WINDOW: u32 = 1;
 
 /// Reads the headers of a packet. What nearly all packets are is read in place, with few ways to go; anything else
 /// by [`parse_any`].
@@ -105,10 +110,10 @@ fn usual<const LINK: bool>(skb: *mut __sk_buff) -> Option<Packet> {
     };
     let transport = network + headers;
     let l4 = l4_of(protocol);
-    let (mut tcp_flags, mut headers_len) = (0, transport as u32);
+    let (mut tcp_flags, mut window, mut headers_len) = (0, NO_WINDOW, transport as u32);
     if l4 == l4::TCP {
         let header: Tcp = source.at(transport).read(0)?;
-        tcp_flags = header.flags;
+        (tcp_flags, window) = (header.flags, u32::from(header.window));
         headers_len += header.len();
     } else if l4 == l4::UDP {
         headers_len += UDP_LEN;
@@ -117,6 +122,7 @@ fn usual<const LINK: bool>(skb: *mut __sk_buff) -> Option<Packet> {
         class: base + l4,
         cast: Cast::UNICAST,
         tcp_flags,
+        window,
         headers_len,
         truncated: false,
         version,
@@ -152,6 +158,7 @@ impl Packet {
             | u64::from(self.truncated) << 7
             | u64::from(self.version.0) << 8
             | u64::from(self.network) << 10
+            | u64::from(self.window != 0) << 15
             | u64::from(self.tcp_flags) << 16
             | u64::from(self.protocol) << 24
             | u64::from(self.headers_len) << 32
@@ -165,7 +172,8 @@ impl Packet {
             cast: Cast((packed >> 5) as u32 & 3),
             truncated: packed >> 7 & 1 != 0,
             version: Version((packed >> 8) as u32 & 3),
-            network: (packed >> 10) as u32 & 0x3f,
+            network: (packed >> 10) as u32 & MAX_NETWORK,
+            window: (packed >> 15) as u32 & 1,
             tcp_flags: (packed >> 16) as u8,
             protocol: (packed >> 24) as u8,
             headers_len: (packed >> 32) as u32 & 0xffff,
@@ -182,6 +190,7 @@ fn read<const LINK: bool>(source: &impl Source, skb: *mut __sk_buff) -> Packet {
         class: class::OTHER,
         cast: Cast::UNICAST,
         tcp_flags: 0,
+        window: NO_WINDOW,
         headers_len: if LINK { ETH_LEN as u32 } else { 0 },
         truncated: false,
         version: Version::NONE,
@@ -314,6 +323,7 @@ fn read_network(
     if l4 == l4::TCP {
         let header: Tcp = source.at(offset + headers).read(0)?;
         packet.tcp_flags = header.flags;
+        packet.window = u32::from(header.window);
         packet.headers_len += header.len();
     } else if l4 == l4::UDP {
         packet.headers_len += UDP_LEN;

@@ -17,7 +17,10 @@ use crate::{
     attacher::{Attacher, Shared, lock},
     discovery::{engine::EngineTask, namespace, netlink, procfs},
     drain::Drain,
-    ebpf::drops::{DropOptions, Drops},
+    ebpf::{
+        drops::{DropOptions, Drops},
+        tcp::{Tcp, TcpOptions, first_line},
+    },
     inside::Inside,
     model::{
         ContainerInfo, ContainerState, KernelStats, NetworkInfo, Point, PublishedPort, Sample, Snapshot,
@@ -47,8 +50,13 @@ const DROPS_PAUSE: Duration = Duration::from_secs(1);
 /// How long the first reading of dropped packets waits for the engines to tell whose addresses are whose.
 const DROPS_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Name of the feature, where it cannot be had.
+/// How often it is read how connections fare, whether or not anybody asks for samples: the kernel's maps are
+/// bounded.
+const TCP_PAUSE: Duration = Duration::from_secs(1);
+
+/// Names of features, where they cannot be had.
 const DROPS: &str = "drops";
+const TCP: &str = "tcp";
 
 /// A scan of `/proc` for containers is not repeated sooner.
 const SCAN_PAUSE: Duration = Duration::from_millis(10);
@@ -108,6 +116,9 @@ pub struct Agent {
     /// None: not looked for, or not to be had.
     drops: Option<Drops>,
     next_drops: Instant,
+    /// None: not looked at, or not to be had.
+    tcp: Option<Tcp>,
+    next_tcp: Instant,
     started: Instant,
     /// Published ports by container, as they were when the host was last looked at.
     published: BTreeMap<String, Vec<PublishedPort>>,
@@ -163,6 +174,8 @@ impl Agent {
             inside,
             drops,
             next_drops: now,
+            tcp: None,
+            next_tcp: now,
             started: now,
             published: BTreeMap::new(),
             _drain: drain,
@@ -187,8 +200,9 @@ impl Agent {
         let cleanup = self.last_cleanup + CLEANUP_PAUSE;
         let scan = self.next_scan_without_engine.filter(|_| !self.state.any_engine());
         let drops = self.drops.is_some().then_some(self.next_drops);
+        let tcp = self.tcp.is_some().then_some(self.next_tcp);
         let retries = self.retries.values().map(|(at, _)| *at);
-        let retry = retries.chain(self.inside.next_try()).chain(scan).chain(drops).min();
+        let retry = retries.chain(self.inside.next_try()).chain(scan).chain(drops).chain(tcp).min();
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
@@ -200,6 +214,9 @@ impl Agent {
         self.apply_waiting();
         if self.next_drops <= Instant::now() {
             self.read_drops();
+        }
+        if self.next_tcp <= Instant::now() {
+            self.read_tcp();
         }
         if self.last_cleanup.elapsed() >= CLEANUP_PAUSE {
             self.forget();
@@ -247,6 +264,7 @@ impl Agent {
     pub fn sample(&mut self) -> Snapshot {
         self.apply_waiting();
         self.read_drops();
+        self.read_tcp();
         self.forget();
         let now = Instant::now();
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
@@ -273,6 +291,7 @@ impl Agent {
     /// The conversations that now are, those that `keep` keeps, at most `limit`.
     pub fn flows(&mut self, keep: impl Fn(&Conversation) -> bool, limit: usize) -> Conversations {
         self.apply_waiting();
+        self.read_tcp();
         let records = lock(&self.observer).peek_flows();
         let now = Instant::now();
         self.apply(Update::Flows(records), now);
@@ -314,6 +333,37 @@ impl Agent {
     /// By what it can be told now whose a packet is.
     pub fn directory(&self, host: HostNames, since: Instant) -> Directory {
         self.state.directory(host, since)
+    }
+
+    /// Looks from now on how TCP connections fare. What cannot be had of it is degraded, and nothing else suffers.
+    pub fn look_at_tcp(&mut self, options: &TcpOptions) {
+        let now = Instant::now();
+        match Tcp::load(options) {
+            Ok(tcp) => {
+                for (feature, why) in &tcp.degraded {
+                    self.state.apply(Update::Degraded { feature: feature.name(), why: why.clone() }, now);
+                }
+                self.tcp = Some(tcp);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "load the programs for TCP");
+                self.state.apply(Update::Degraded { feature: TCP, why: first_line(&error.to_string()) }, now);
+            }
+        }
+    }
+
+    /// Reads how connections have fared since the last time.
+    fn read_tcp(&mut self) {
+        let now = Instant::now();
+        self.next_tcp = now + TCP_PAUSE;
+        let Some(tcp) = &mut self.tcp else { return };
+        match tcp.read() {
+            Ok(sample) => {
+                self.state.apply(Update::Works { feature: TCP }, now);
+                self.state.apply(Update::Tcp(Box::new(sample)), now);
+            }
+            Err(error) => self.state.apply(Update::Degraded { feature: TCP, why: error.to_string() }, now),
+        }
     }
 
     /// Takes in what is waiting, then finds out whose the new namespaces are.

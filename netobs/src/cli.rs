@@ -79,6 +79,15 @@ pub struct ObserveArgs {
     pub grace: Duration,
 }
 
+/// How TCP connections are looked at.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Observing")]
+pub struct TcpArgs {
+    /// Do not look how TCP connections fare
+    #[arg(long)]
+    pub no_tcp: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Table,
@@ -114,6 +123,8 @@ pub struct WatchArgs {
     #[command(flatten)]
     pub drops: DropsArgs,
     #[command(flatten)]
+    pub tcp: TcpArgs,
+    #[command(flatten)]
     pub observe: ObserveArgs,
 }
 
@@ -143,6 +154,8 @@ pub struct FlowsArgs {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub limit: usize,
     #[command(flatten)]
+    pub tcp: TcpArgs,
+    #[command(flatten)]
     pub observe: ObserveArgs,
 }
 
@@ -156,6 +169,8 @@ pub struct AgentArgs {
     pub no_drops: bool,
     #[command(flatten)]
     pub drops: DropsArgs,
+    #[command(flatten)]
+    pub tcp: TcpArgs,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -10,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 use crate::{
     agent::Agent,
     cli::{FlowsArgs, FlowsOutput},
+    ebpf::drops::BTF_FILE,
     model::conversation::{Conversation, Conversations},
     observe, output,
 };
@@ -21,6 +23,7 @@ pub fn run(args: &FlowsArgs) -> anyhow::Result<ExitCode> {
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
         let mut agent = observe::start(&args.observe, None, None)?;
+        observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, Path::new(BTF_FILE));
         let show = async {
             agent.settle(observe::SETTLE).await;
             let mut tick = tokio::time::interval(args.interval);

@@ -15,11 +15,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     agent::{Agent, Config},
     attacher::Shared,
-    cli::{DropsArgs, FindArgs, ObserveArgs},
+    cli::{DropsArgs, FindArgs, ObserveArgs, TcpArgs},
     demo::World,
     discovery::engine::{self, EngineTask},
     doctor,
-    ebpf::{Observer, Options, drops::DropOptions},
+    ebpf::{Observer, Options, drops::DropOptions, tcp::TcpOptions},
     model::flow::FlowOptions,
     privileges,
 };
@@ -113,6 +113,13 @@ pub fn follow(args: &FindArgs, mut config: Config, observer: Shared) -> anyhow::
 /// How dropped packets are looked for.
 pub fn drop_options(args: &DropsArgs, all: bool) -> DropOptions {
     DropOptions { all, max_keys: args.max_drop_kinds, btf: args.btf.clone() }
+}
+
+/// Looks how TCP connections fare, unless that is not wanted. `btf` is the kernel's type information.
+pub fn look_at_tcp(agent: &mut Agent, args: &TcpArgs, observe: &ObserveArgs, btf: &Path) {
+    if !args.no_tcp {
+        agent.look_at_tcp(&TcpOptions { flows: observe.max_flows > 0, btf: btf.to_owned() });
+    }
 }
 
 /// The engines named, or else the usual ones.

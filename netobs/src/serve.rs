@@ -68,6 +68,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
         let mut ending = observe::Ending::new()?;
         let drops = (!args.no_drops).then(|| observe::drop_options(&args.drops, false));
         let mut agent = observe::start(&args.observe, None, drops)?;
+        observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, &args.drops.btf);
         let address = listener.local_addr()?;
         tracing::info!(%address, interfaces = agent.attached(), "serving");
         let (asker, mut requests) = mpsc::channel(REQUEST_QUEUE);

@@ -3,12 +3,48 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 use aya::maps::{MapInfo, MapType};
 
 use crate::test_run::bpf;
+
+/// The kernel measures all programs for as long as this lives.
+///
+/// # Panics
+/// Without root.
+pub fn enable_stats() -> OwnedFd {
+    const BPF_ENABLE_STATS: libc::c_int = 32;
+    // `BPF_STATS_RUN_TIME`
+    let mut kind = 0u32;
+    let fd = bpf(BPF_ENABLE_STATS, &mut kind).expect("enable statistics");
+    // SAFETY: the kernel has just given it to us, and nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) }
+}
+
+/// Of each program that a process has at a raw tracepoint: the tracepoint, how often it ran, and how many nanoseconds
+/// it took in all.
+///
+/// # Panics
+/// If there is no such process.
+pub fn runs(pid: u32) -> Vec<(String, u64, u64)> {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a process").flatten();
+    let texts: Vec<String> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
+    let value = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(|value| value.trim().to_owned())
+    };
+    let of_link = |link: &String| {
+        let (tracepoint, id) = (value(link, "tp_name")?, value(link, "prog_id")?);
+        let is_program =
+            |text: &&String| value(text, "run_cnt").is_some() && value(text, "prog_id") == Some(id.clone());
+        let program = texts.iter().find(is_program)?;
+        let number = |name: &str| value(program, name)?.parse().ok();
+        Some((tracepoint, number("run_cnt")?, number("run_time_ns")?))
+    };
+    texts.iter().filter_map(of_link).collect()
+}
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;

@@ -16,6 +16,7 @@ pub mod pretend;
 pub mod program;
 pub mod random_frames;
 pub mod reference;
+pub mod relay;
 pub mod test_run;
 pub mod trace;
 pub mod traffic;

@@ -45,6 +45,7 @@ struct Told {
     class: u32,
     cast: Cast,
     tcp_flags: u8,
+    zero_window: bool,
     truncated: bool,
     headers_len: usize,
     ip: Ip,
@@ -92,8 +93,8 @@ impl Expected {
             Cast::Multicast => add(&mut counters.multicast, stack),
             Cast::Broadcast => add(&mut counters.broadcast, stack),
         }
-        counters.unfolded.packets += wire.packets - stack.packets;
-        counters.unfolded.bytes += wire.bytes - stack.bytes;
+        counters.unfolded_bytes += wire.bytes - stack.bytes;
+        counters.tcp_zero_window += u64::from(told.zero_window);
         counters.tcp_fin += u64::from(told.tcp_flags & 1);
         counters.tcp_syn += u64::from(told.tcp_flags >> 1 & 1);
         counters.tcp_rst += u64::from(told.tcp_flags >> 2 & 1);
@@ -166,8 +167,15 @@ fn tell(frame: &[u8], tag_outside: bool) -> Told {
         [first, ..] if first % 2 == 1 => Cast::Multicast,
         _ => Cast::Unicast,
     };
-    let mut told =
-        Told { class: class::OTHER, cast, tcp_flags: 0, truncated: false, headers_len: 14, ip: Ip::None };
+    let mut told = Told {
+        class: class::OTHER,
+        cast,
+        tcp_flags: 0,
+        zero_window: false,
+        truncated: false,
+        headers_len: 14,
+        ip: Ip::None,
+    };
     let mut rest = &frame[12..];
     let mut tagged = tag_outside;
     let mut tags = 0;
@@ -262,10 +270,16 @@ fn tell_transport(
     if let Some(header) = header {
         told.headers_len += fixed_len;
         if protocol == 6 {
-            // As far as the byte after the flags' is not needed.
-            told.headers_len += header.get(13).map_or(0, |_| usize::from(header[12] >> 4) * 4);
-            told.tcp_flags = header.get(13).copied().unwrap_or(0);
-            told.truncated = header.len() < 14;
+            // As far as the window; the checksum after it is not needed.
+            match header.get(..16) {
+                Some(known) => {
+                    told.headers_len += usize::from(known[12] >> 4) * 4;
+                    told.tcp_flags = known[13];
+                    // Neither SYN nor RST.
+                    told.zero_window = known[14..] == [0, 0] && known[13] & 0x06 == 0;
+                }
+                None => told.truncated = true,
+            }
         }
         ports = match (protocol, header) {
             (6 | 17 | 132, &[a, b, c, d, ..]) => {

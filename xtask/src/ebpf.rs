@@ -17,7 +17,7 @@ use crate::{
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Binaries of `netobs-ebpf`; each becomes an object `netobs/bpf/NAME.bpf.o`.
-const OBJECTS: &[&str] = &["netobs", "trace", "drops"];
+const OBJECTS: &[&str] = &["netobs", "trace", "drops", "tcp"];
 
 pub fn run(check: bool) -> anyhow::Result<()> {
     let tools = setup::run(false).context("`cargo xtask setup` gets what is missing")?;

@@ -35,7 +35,7 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 24] = [
+const AREAS: [(&str, bool, bool); 25] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("programs", true, false),
@@ -44,6 +44,7 @@ const AREAS: [(&str, bool, bool); 24] = [
     ("interfaces", false, false),
     ("inside", false, false),
     ("flows", false, false),
+    ("tcp", false, false),
     ("trace_filter", true, false),
     ("trace", false, false),
     ("trace_drops", false, false),

@@ -41,7 +41,7 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
         bucket(counters, len + tag_len, 1);
         // Untagged, as nearly all are, it stays on two cache lines.
         if tag_len != 0 {
-            counters.unfolded.bytes += tag_len;
+            counters.unfolded_bytes += tag_len;
         }
     }
     let packet = packet::parse::<LINK>(skb);
@@ -56,6 +56,9 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
         counters.tcp_syn += u64::from(packet.tcp_flags & tcp_flag::SYN != 0);
         counters.tcp_fin += u64::from(packet.tcp_flags & tcp_flag::FIN != 0);
         counters.tcp_rst += u64::from(packet.tcp_flags & tcp_flag::RST != 0);
+    }
+    if packet.window == 0 && packet.tcp_flags & (tcp_flag::SYN | tcp_flag::RST) == 0 {
+        counters.tcp_zero_window += 1;
     }
     if packet.truncated {
         counters.truncated += 1;
@@ -102,8 +105,7 @@ fn unfold(
     }
     let repeated = (segments - 1) * headers_len;
     let unfolded = Count { packets: segments - 1, bytes: repeated + segments * tag_len };
-    counters.unfolded.packets += unfolded.packets;
-    counters.unfolded.bytes += unfolded.bytes;
+    counters.unfolded_bytes += unfolded.bytes;
     let full = headers_len + gso_size;
     bucket(counters, full + tag_len, segments - 1);
     bucket(counters, (len + repeated).saturating_sub((segments - 1) * full) + tag_len, 1);

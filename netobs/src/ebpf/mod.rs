@@ -14,6 +14,8 @@ mod mapping;
 mod object;
 mod observer;
 mod slots;
+mod table;
+pub mod tcp;
 mod tracer;
 
 pub use attach::AttachMode;

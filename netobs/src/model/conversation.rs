@@ -15,6 +15,7 @@ use super::{
     fold::protocol_name,
     snapshot::unix_seconds,
     state::State,
+    tcp::{TcpEnd, TcpEnds},
     update::{FlowCount, FlowEnd},
 };
 
@@ -58,6 +59,9 @@ pub struct Conversation {
     pub server_flags: String,
     pub to_server: EdgeCount,
     pub to_client: EdgeCount,
+    /// How the connection fares, by each end's own socket; none where that is not known.
+    pub client_tcp: Option<TcpEnd>,
+    pub server_tcp: Option<TcpEnd>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -128,6 +132,7 @@ impl State {
                 Some(((container, id.local, id.remote, id.protocol), (id, flow)))
             })
             .collect();
+        let tcp = self.tcp_ends();
         let mut flows = Vec::new();
         for (id, flow) in &self.flows.flows {
             let other = flow.known.as_ref().and_then(|known| {
@@ -142,7 +147,7 @@ impl State {
             if other.is_some() && !is_first((id, flow), other) {
                 continue;
             }
-            let conversation = self.conversation((id, flow), other, now, time);
+            let conversation = self.conversation((id, flow), other, &tcp, now, time);
             if keep(&conversation) {
                 flows.push(conversation);
             }
@@ -158,6 +163,7 @@ impl State {
         &self,
         (id, flow): (&FlowId, &Flow),
         other: Option<(&FlowId, &Flow)>,
+        tcp: &TcpEnds<'_>,
         now: Instant,
         time: SystemTime,
     ) -> Conversation {
@@ -174,6 +180,11 @@ impl State {
         let there = self.end(known.and_then(peer), id.protocol, id.remote);
         let (here_flags, there_flags) = (flags(flow.tx_flags), flags(flow.rx_flags));
         let wall = |at: Instant| time.checked_sub(now.saturating_duration_since(at)).unwrap_or(time);
+        let tcp_end = |container: &str, local, remote| {
+            (id.protocol == TCP).then(|| tcp.get(container, local, remote)).flatten()
+        };
+        let here_tcp = known.and_then(|known| tcp_end(&known.container, id.local, id.remote));
+        let there_tcp = known.and_then(peer).and_then(|peer| tcp_end(peer, id.remote, id.local));
         let [kind, code] = id.remote.port.to_be_bytes();
         let mut conversation = Conversation {
             client: here,
@@ -189,12 +200,15 @@ impl State {
             server_flags: there_flags,
             to_server: from_here,
             to_client: to_here,
+            client_tcp: here_tcp,
+            server_tcp: there_tcp,
         };
         if !is_client {
             let it = &mut conversation;
             std::mem::swap(&mut it.client, &mut it.server);
             std::mem::swap(&mut it.client_flags, &mut it.server_flags);
             std::mem::swap(&mut it.to_server, &mut it.to_client);
+            std::mem::swap(&mut it.client_tcp, &mut it.server_tcp);
         }
         conversation
     }
@@ -226,6 +240,9 @@ fn is_first(one: (&FlowId, &Flow), other: Option<(&FlowId, &Flow)>) -> bool {
         _ => one.0 < other.0,
     }
 }
+
+/// IANA protocol number.
+const TCP: u8 = 6;
 
 const fn is_icmp(protocol: u8) -> bool {
     matches!(protocol, 1 | 58)

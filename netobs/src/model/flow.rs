@@ -105,6 +105,10 @@ impl Table {
         self.options.max_flows > 0
     }
 
+    pub const fn capacity(&self) -> usize {
+        self.options.max_flows
+    }
+
     pub const fn idle(&self) -> Duration {
         self.options.idle
     }

@@ -65,6 +65,7 @@ impl State {
                 unattached: self.unattached.values().cloned().collect(),
                 attach_latency: self.attach_latency.clone(),
                 event_overruns: self.event_overruns,
+                tcp: self.tcp_status(),
                 flows: self.flows.is_on().then(|| FlowHealth {
                     listed: self.flows.flows.len(),
                     unlisted: self.flows.unlisted,
@@ -209,6 +210,7 @@ impl State {
             rates,
             drops,
             published: self.fold_published(entry, owned),
+            tcp: self.fold_tcp(entry),
             classes: entry
                 .classes
                 .iter()

@@ -12,6 +12,7 @@ mod fold;
 pub mod published;
 pub mod snapshot;
 pub mod state;
+pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod traffic;

@@ -14,6 +14,7 @@ use super::{
     class::Class,
     drops::DropReport,
     edge::EdgeCount,
+    tcp::TcpHealth,
     traffic::{Count, Traffic},
     update::{ContainerState, InterfaceKind, Place, Protocol},
 };
@@ -83,6 +84,8 @@ pub struct Container {
     /// What its flows have counted, by network and by where they go; those of interfaces that are gone
     /// included. Packets as the stack counts them.
     pub classes: Vec<ClassTraffic>,
+    /// How its TCP connections fared. None: not known.
+    pub tcp: Option<TcpHealth>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -345,6 +348,15 @@ pub struct AgentHealth {
     pub event_overruns: u64,
     /// None where flows are off.
     pub flows: Option<FlowHealth>,
+    /// None where nobody looks how TCP connections fare.
+    pub tcp: Option<TcpStatus>,
+}
+
+/// How well it is known how TCP connections fare.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TcpStatus {
+    /// What was seen and is not told of, by cause.
+    pub lost: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -16,6 +16,7 @@ use super::{
     flow::{ByClass, FlowOptions, Table},
     published::PortTotals,
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
+    tcp::{TcpCounts, TcpState},
     traffic::{Count, Traffic},
     update::{
         ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
@@ -68,6 +69,8 @@ pub struct State {
     pub(super) interval: Option<Duration>,
     /// None if nobody looks for them.
     pub(super) drops: Option<DropState>,
+    /// None if nobody looks how TCP connections fare.
+    pub(super) tcp: Option<TcpState>,
 }
 
 #[derive(Debug)]
@@ -120,6 +123,8 @@ pub(super) struct ContainerEntry {
     pub classes: ByClass,
     /// What passed its published ports.
     pub ports: PortTotals,
+    /// How the connections of its sockets fared.
+    pub tcp: TcpCounts,
     /// It was seen alive by this run; one that had exited before is not shown.
     pub lived: bool,
     pub ended: Option<Instant>,
@@ -162,6 +167,7 @@ impl State {
             last_sample: None,
             interval: None,
             drops: None,
+            tcp: None,
         }
     }
 
@@ -246,6 +252,7 @@ impl State {
                 self.refresh_networks();
             }
             Update::Drops(sample) => self.dropped(*sample, now),
+            Update::Tcp(sample) => self.tcp(*sample, now),
             Update::EventsLost => self.event_overruns += 1,
             Update::Works { feature } => {
                 self.degraded.remove(feature);
@@ -263,6 +270,7 @@ impl State {
         self.expire_flows(now);
         self.interfaces.retain(|_, entry| !over(entry.ended));
         self.expire_drops(now, grace);
+        self.expire_tcp(now);
         self.containers.retain(|_, entry| {
             // One that still exists may be started again, and its counters go on then.
             !(entry.info.state == ContainerState::Removed && over(entry.ended))

@@ -60,6 +60,8 @@ pub struct Traffic {
     pub cast: ByCast,
     pub protocol: ByProtocol,
     pub tcp_flags: TcpFlags,
+    /// Stack packets with a TCP window of 0 and neither SYN nor RST: their sender takes nothing more for now.
+    pub tcp_zero_window: u64,
     /// Wire packets by size; bounds are [`netobs_common::SIZE_BOUNDS`], the last bucket has none.
     pub size: [u64; SIZE_BUCKETS],
     /// Frames that ended inside a header that was needed to classify them; they are counted above too.
@@ -118,8 +120,8 @@ impl From<&Counters> for Traffic {
         Self {
             packets: all.packets,
             bytes: all.bytes,
-            wire_packets: all.packets + raw.unfolded.packets,
-            wire_bytes: all.bytes + raw.unfolded.bytes,
+            wire_packets: raw.size.iter().sum(),
+            wire_bytes: all.bytes + raw.unfolded_bytes,
             ethertype,
             cast: ByCast { unicast, multicast, broadcast },
             protocol: ByProtocol {
@@ -131,6 +133,7 @@ impl From<&Counters> for Traffic {
                 other: protocol(l4::OTHER),
             },
             tcp_flags: TcpFlags { syn: raw.tcp_syn, fin: raw.tcp_fin, rst: raw.tcp_rst },
+            tcp_zero_window: raw.tcp_zero_window,
             size: raw.size,
             truncated: raw.truncated,
             unflowed: raw.unflowed.into(),
@@ -174,6 +177,7 @@ impl Traffic {
         change(&mut self.tcp_flags.syn, other.tcp_flags.syn);
         change(&mut self.tcp_flags.fin, other.tcp_flags.fin);
         change(&mut self.tcp_flags.rst, other.tcp_flags.rst);
+        change(&mut self.tcp_zero_window, other.tcp_zero_window);
         for (count, other) in self.size.iter_mut().zip(other.size) {
             change(count, other);
         }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{
     drops::DropSample,
     snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet},
+    tcp::TcpSample,
 };
 
 /// One attachment of netobs to one interface, never used twice in a run (an ifindex may be).
@@ -355,6 +356,8 @@ pub enum Update {
     Proxies(BTreeSet<Proxy>),
     /// Packets that the kernel dropped.
     Drops(Box<DropSample>),
+    /// How TCP connections fared.
+    Tcp(Box<TcpSample>),
     Engine(EngineStatus),
     /// All containers of an engine; any other that it had is removed.
     Containers {

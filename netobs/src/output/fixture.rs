@@ -15,8 +15,9 @@ use crate::model::{
     edge::EdgeCount,
     snapshot::{
         Binding, ClassTraffic, Client, ContainerInterface, Edge, EdgeEnd, FlowHealth, PortCount,
-        PublishedTraffic,
+        PublishedTraffic, TcpStatus,
     },
+    tcp::{Distribution, TcpConnections, TcpHealth, TcpResets},
 };
 
 /// A name that tries everything: terminal escapes, a new line, quotes, bidi, and what CSV cares for.
@@ -33,7 +34,8 @@ pub fn traffic(n: u64) -> Traffic {
     raw.class[(class::IPV4 + l4::TCP) as usize] = count(8 * n, 8 * 1000 * n);
     raw.class[(class::IPV6 + l4::UDP) as usize] = count(2 * n, 2 * 100 * n);
     raw.class[class::ARP as usize] = count(n, 42 * n);
-    raw.unfolded = count(3 * n, 3 * 54 * n);
+    raw.unfolded_bytes = 3 * 54 * n;
+    raw.tcp_zero_window = n;
     raw.broadcast = count(n, 42 * n);
     raw.tcp_syn = n;
     raw.size[0] = n;
@@ -116,6 +118,28 @@ fn published() -> Published {
     }
 }
 
+/// Four connects, of which the duration of one is not known; none accepted.
+fn tcp() -> TcpHealth {
+    let mut client_handshake =
+        Distribution { sum_us: 300 + 90 + 20_000_000, unmeasured: 1, ..Distribution::default() };
+    for bucket in [0, 2, 15] {
+        client_handshake.buckets[bucket] = 1;
+    }
+    let connections = TcpConnections {
+        client_handshake,
+        refused: 5,
+        timed_out: 6,
+        failed: 7,
+        given_up: 8,
+        ..TcpConnections::default()
+    };
+    TcpHealth {
+        connections: Some(connections),
+        retransmitted_segments: Some(9),
+        resets: Some(TcpResets { sent: 10, received: 11 }),
+    }
+}
+
 pub fn snapshot() -> Snapshot {
     let mut ended = container('d', "job", "shop_default", 7);
     ended.state = ContainerState::Exited;
@@ -134,6 +158,7 @@ pub fn snapshot() -> Snapshot {
     database.interfaces = vec![database.interfaces[0].clone(), unknown.clone(), unknown];
     let mut web = container('a', "web-1", "shop_default", 100);
     web.published = vec![published()];
+    web.tcp = Some(tcp());
     let part = |n| model::Count { packets: n, bytes: 100 * n };
     let class =
         |class, n| ClassTraffic { network: Some("shop_default".into()), class, rx: part(n), tx: part(2 * n) };
@@ -236,6 +261,7 @@ pub fn snapshot() -> Snapshot {
         degraded: vec![("btf".into(), "no /sys/kernel/btf/vmlinux".into())],
         attach_latency: Latency::default(),
         flows: Some(FlowHealth { listed: 3, unlisted: 1, ..FlowHealth::default() }),
+        tcp: Some(TcpStatus { lost: BTreeMap::from([("full", 0), ("flow", 2)]) }),
     };
     for us in [80, 300, 400, 2_000_000] {
         snapshot.agent.attach_latency.observe(Duration::from_micros(us));

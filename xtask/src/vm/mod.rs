@@ -47,7 +47,7 @@ const USUAL_KERNEL: &str = "6.1";
 
 /// Test binaries that are run if none is named: what this machine's kernel may not have, or may do otherwise, is in
 /// these.
-const TESTS: [&str; 4] = ["inside", "trace_filter", "drops", "trace_drops"];
+const TESTS: [&str; 5] = ["inside", "trace_filter", "drops", "trace_drops", "tcp"];
 
 /// What is not run here, and why.
 const LEFT_OUT: [(&str, &str); 4] = [

@@ -5,7 +5,6 @@ mod layout;
 mod names;
 mod ordinary;
 mod places;
-mod table;
 
 use std::{
     collections::BTreeMap,
@@ -20,14 +19,15 @@ use aya::{
     maps::{Map, MapData},
     programs::{ProgramError, RawTracePoint},
 };
-use netobs_common::drops::{DropTotals, KernelLayout, MAX_PLACES, REASONS};
+use netobs_common::drops::{DropCount, DropKey, DropTotals, KernelLayout, MAX_PLACES, REASONS};
 
 pub use self::each::{DropCounts, DropRecord, DropRing, EachDrop, EachOptions};
-use self::{layout::Reasons, names::Names, table::Table};
+use self::{layout::Reasons, names::Names};
 use super::{
     attach::bpf,
     btf::{Btf, BtfError},
     mapping::Mapping,
+    table::{Amount, Key, Table},
 };
 use crate::model::drops::{DropSample, ReasonTotal};
 
@@ -71,7 +71,7 @@ pub enum DropsError {
 
 /// The attached program; detached when dropped.
 pub struct Drops {
-    table: Table,
+    table: Table<DropKey, DropCount>,
     totals: Totals,
     names: Names,
     /// Why places are not known.
@@ -89,6 +89,16 @@ const HOOK_CALLER: &str = "nf_hook_slow";
 struct Layout(KernelLayout);
 // SAFETY: plain integers without padding.
 unsafe impl Pod for Layout {}
+
+// SAFETY: integers that leave no padding between them.
+unsafe impl Key for DropKey {}
+// SAFETY: as above.
+unsafe impl Amount for DropCount {
+    fn since(self, told: Self) -> Option<Self> {
+        let packets = self.packets.saturating_sub(told.packets);
+        (packets > 0).then_some(Self { packets, ..self })
+    }
+}
 
 impl Drops {
     /// # Errors

@@ -5,6 +5,7 @@ use std::io::Write;
 use crate::model::{
     FlowCount,
     conversation::{Conversation, ConversationEnd, Conversations},
+    tcp::TcpEnd,
 };
 
 type Cell = fn(&Conversation) -> String;
@@ -36,6 +37,12 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("to_client_sent_bytes", |flow| count(flow.to_client.sent, |count| count.bytes)),
     ("to_client_received_packets", |flow| count(flow.to_client.received, |count| count.packets)),
     ("to_client_received_bytes", |flow| count(flow.to_client.received, |count| count.bytes)),
+    ("client_handshake_seconds", |flow| of_tcp(flow.client_tcp, |tcp| tcp.handshake_seconds)),
+    ("server_handshake_seconds", |flow| of_tcp(flow.server_tcp, |tcp| tcp.handshake_seconds)),
+    ("client_rtt_seconds", |flow| of_tcp(flow.client_tcp, |tcp| tcp.rtt_seconds)),
+    ("server_rtt_seconds", |flow| of_tcp(flow.server_tcp, |tcp| tcp.rtt_seconds)),
+    ("client_retransmitted_segments", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.retransmitted_segments))),
+    ("server_retransmitted_segments", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.retransmitted_segments))),
 ];
 
 /// With a header.
@@ -54,6 +61,10 @@ fn name(end: &ConversationEnd) -> String {
 
 fn port(end: &ConversationEnd) -> String {
     end.port.map(|port| port.to_string()).unwrap_or_default()
+}
+
+fn of_tcp<T: ToString>(end: Option<TcpEnd>, part: fn(TcpEnd) -> Option<T>) -> String {
+    end.and_then(part).map(|part| part.to_string()).unwrap_or_default()
 }
 
 fn count(count: Option<FlowCount>, part: fn(FlowCount) -> u64) -> String {

@@ -3,11 +3,14 @@
 use std::time::SystemTime;
 
 use crate::{
-    model::conversation::{Conversation, ConversationEnd, Conversations},
+    model::{
+        conversation::{Conversation, ConversationEnd, Conversations},
+        tcp::TcpEnd,
+    },
     output::format::{bytes, escape, grouped, pad, width},
 };
 
-pub const HEADER: [&str; 12] = [
+pub const HEADER: [&str; 15] = [
     "CLIENT",
     "SERVER",
     "PROTO",
@@ -20,6 +23,9 @@ pub const HEADER: [&str; 12] = [
     "PKTS ←",
     "BYTES ←",
     "LOST",
+    "HANDSHAKE",
+    "RTT",
+    "RETRANS",
 ];
 /// Columns with text, on the left.
 const TEXT_COLUMNS: usize = 6;
@@ -69,7 +75,28 @@ pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         grouped(to_client.packets),
         bytes(to_client.bytes),
         flow.lost().map_or_else(|| "-".to_owned(), grouped),
+        // As the client has them, where it is observed.
+        of_tcp(flow, |tcp| milliseconds(tcp.handshake_seconds?)),
+        of_tcp(flow, |tcp| milliseconds(tcp.rtt_seconds?)),
+        retransmitted(flow).map_or_else(|| "-".to_owned(), grouped),
     ]
+}
+
+/// Of one end, if there is anything to tell.
+fn of_tcp(flow: &Conversation, part: fn(TcpEnd) -> Option<String>) -> String {
+    let mut ends = [flow.client_tcp, flow.server_tcp].into_iter().flatten();
+    ends.find_map(part).unwrap_or_else(|| "-".to_owned())
+}
+
+fn milliseconds(seconds: f64) -> Option<String> {
+    Some(format!("{:.2} ms", seconds * 1000.0))
+}
+
+/// By both ends, as far as they are observed.
+fn retransmitted(flow: &Conversation) -> Option<u64> {
+    let ends = [flow.client_tcp, flow.server_tcp];
+    let known = ends.into_iter().flatten().map(|tcp| tcp.retransmitted_segments);
+    known.reduce(|sum, more| sum + more)
 }
 
 /// The name, or else the address; with the port where there is one.

@@ -8,6 +8,7 @@ use crate::{
         conversation::{Conversation, ConversationEnd, Icmp, VERSION},
         edge::EdgeCount,
         flow::End,
+        tcp::TcpEnd,
     },
     output::{fixture::HOSTILE, schema},
 };
@@ -37,6 +38,12 @@ pub fn conversations() -> Conversations {
         server_flags: "FIN,SYN,ACK".into(),
         to_server: EdgeCount { sent: count(12), received: count(10) },
         to_client: EdgeCount { sent: count(7), received: count(6) },
+        client_tcp: Some(TcpEnd {
+            handshake_seconds: Some(0.0015),
+            rtt_seconds: Some(0.002_25),
+            retransmitted_segments: 3,
+        }),
+        server_tcp: Some(TcpEnd { handshake_seconds: None, rtt_seconds: None, retransmitted_segments: 1 }),
     };
     let ping = Conversation {
         client: end(Some("web"), "fd00::2", None),
@@ -48,6 +55,8 @@ pub fn conversations() -> Conversations {
         state: End::Open,
         to_server: EdgeCount { sent: count(3), received: None },
         to_client: EdgeCount { sent: None, received: count(3) },
+        client_tcp: None,
+        server_tcp: None,
         ..tcp.clone()
     };
     let mut outside = tcp.clone();
@@ -61,10 +70,11 @@ fn a_line_a_conversation() {
     assert!(!text.contains('\x1b') && !text.contains('\u{202e}'), "{text}");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 6, "{text}");
-    for word in ["db:5432", "tcp", "same_network", "closed", "1.5 s", "12", "7"] {
+    for word in ["db:5432", "tcp", "same_network", "closed", "1.5 s", "12", "7", "1.50 ms", "2.25 ms"] {
         assert!(lines[1].contains(word), "{word}: {text}");
     }
-    assert!(lines[1].trim_end().ends_with('3'), "two and one lost: {text}");
+    let words: Vec<&str> = lines[1].split_whitespace().rev().collect();
+    assert_eq!((words[0], words[5]), ("4", "3"), "three and one sent again, two and one lost: {text}");
     assert!(lines[2].contains("icmpv6 128/0") && lines[2].trim_end().ends_with('-'), "{text}");
     assert!(lines[3].contains("[2001:db8::1]:50000"), "{text}");
     assert!(lines[4].contains('4') && lines[5].contains('2'), "{text}");

@@ -51,7 +51,7 @@ const DIRECTIONS: [Direction; 2] = [
 ];
 
 type TrafficField = (&'static str, &'static str, fn(&Traffic) -> u64);
-const FIELDS: [TrafficField; 7] = [
+const FIELDS: [TrafficField; 8] = [
     ("packets", "Packets {} by the container, as the network stack counts them", |t| t.packets),
     (
         "bytes",
@@ -70,6 +70,11 @@ const FIELDS: [TrafficField; 7] = [
         |t| t.unflowed.packets,
     ),
     ("unflowed_bytes", "Bytes of IP packets {} by the container that are in no flow", |t| t.unflowed.bytes),
+    (
+        "tcp_zero_window_packets",
+        "Packets {} by the container whose TCP window is 0: their sender takes nothing more for now",
+        |t| t.tcp_zero_window,
+    ),
 ];
 
 type DropsField = (&'static str, &'static str, fn(&Drops) -> u64);

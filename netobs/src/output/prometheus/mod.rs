@@ -9,6 +9,7 @@ mod exposition;
 mod flows;
 mod host;
 mod published;
+mod tcp;
 
 use std::io::Write;
 
@@ -49,6 +50,7 @@ fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> 
     containers::write(snapshot, out)?;
     published::write(snapshot, out)?;
     flows::write(snapshot, out)?;
+    tcp::write(snapshot, out)?;
     drops::write(snapshot, out)?;
     host::write(snapshot, out)
 }

@@ -60,8 +60,47 @@ fn values_read_back() {
     assert_eq!(value("netobs_unattached_interfaces"), 1.0);
     assert_eq!(value("netobs_attach_latency_seconds_bucket{le=\"0.0005\"}"), 3.0);
     assert_eq!(value("netobs_attach_latency_seconds_count"), 4.0);
+    assert_eq!(of("receive_tcp_zero_window_packets_total"), 100);
     assert!(!series.keys().any(|name| name.contains("_packets_total{container=\"host-net\"")));
     assert!(series.keys().any(|name| name.contains("container_info") && name.contains("\"host-net\"")));
+}
+
+#[test]
+fn connections_read_back() {
+    let mut snapshot = fixture::snapshot();
+    let text = encode(&snapshot).expect("text");
+    let series = parse(&text);
+    let web = format!("container=\"web-1\",id=\"{}\"", "a".repeat(12));
+    let value = |name: &str, label: &str| series[&format!("netobs_container_tcp_{name}{{{web}{label}}}")];
+    for (result, count) in
+        [("established", 4.0), ("refused", 5.0), ("timed_out", 6.0), ("other", 7.0), ("given_up", 8.0)]
+    {
+        assert_eq!(value("connects_total", &format!(",result=\"{result}\"")), count, "{result}");
+    }
+    let bucket = |le: &str| value("handshake_seconds_bucket", &format!(",role=\"client\",le=\"{le}\""));
+    assert_eq!([bucket("0.0001"), bucket("0.0005"), bucket("10"), bucket("+Inf")], [1.0, 2.0, 2.0, 3.0]);
+    // One was not measured: it is in no bucket, and not in the count that the mean is taken with.
+    assert_eq!(value("handshake_seconds_count", ",role=\"client\""), 3.0);
+    assert!((value("handshake_seconds_sum", ",role=\"client\"") - 20.000_39).abs() < 1e-9);
+    assert!(
+        !text.contains("role=\"server\"") && !text.contains("tcp_rtt_seconds"),
+        "nothing to tell yet: {text}"
+    );
+    assert_eq!(value("accepts_total", ""), 0.0);
+    assert_eq!(value("retransmitted_segments_total", ""), 9.0);
+    assert_eq!(value("resets_total", ",direction=\"transmit\""), 10.0);
+    assert_eq!(value("resets_total", ",direction=\"receive\""), 11.0);
+    assert_eq!(series["netobs_tcp_events_lost_total{cause=\"flow\"}"], 2.0);
+    assert_eq!(text.matches("netobs_container_tcp_accepts_total{").count(), 1, "of others it is not known");
+    for tcp in snapshot.containers.iter_mut().filter_map(|container| container.tcp.as_mut()) {
+        (tcp.connections, tcp.resets) = (None, None);
+    }
+    let text = encode(&snapshot).expect("text");
+    assert!(
+        !text.contains("tcp_connects") && !text.contains("tcp_accepts") && !text.contains("tcp_resets"),
+        "{text}"
+    );
+    assert!(text.contains("tcp_retransmitted_segments"), "{text}");
 }
 
 #[test]

@@ -28,8 +28,11 @@ const COLUMNS: [Column; flows::HEADER.len()] = [
     ("PKTS ←", 9, Right),
     ("STATE", 8, Left),
     ("LOST", 6, Right),
+    ("RTT", 10, Right),
+    ("RETRANS", 7, Right),
     ("CLASS", 14, Left),
     ("AGE", 9, Right),
+    ("HANDSHAKE", 10, Right),
     ("NETWORK", 16, Left),
 ];
 

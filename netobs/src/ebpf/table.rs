@@ -1,16 +1,16 @@
-//! Events by key, read from two maps in turns: while programs count in one, the other is emptied.
+//! What programs count by key, read from two maps in turns: while they count in one, the other is emptied.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     time::{Duration, Instant},
 };
 
 use aya::maps::MapData;
-use netobs_common::drops::{DropCount, DropKey};
 
-use crate::ebpf::{attach::bpf, mapping::Mapping};
+use super::{attach::bpf, mapping::Mapping};
 
 /// Programs that found an entry before the maps were switched have added to it by then.
 const SETTLED: Duration = Duration::from_millis(20);
@@ -19,8 +19,23 @@ const SETTLED: Duration = Duration::from_millis(20);
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
 
+/// Keys of such maps.
+///
+/// # Safety
+/// Integers without padding: any bytes are one, and all of its bytes are.
+pub unsafe trait Key: Copy + Default + Eq + Hash {}
+
+/// Values of such maps.
+///
+/// # Safety
+/// As of [`Key`].
+pub unsafe trait Amount: Copy + Default {
+    /// What was added since `told`; none if nothing was.
+    fn since(self, told: Self) -> Option<Self>;
+}
+
 #[derive(Debug)]
-pub struct Table {
+pub struct Table<K, V> {
     maps: [MapData; 2],
     /// Index of the map that is counted in.
     active: Mapping,
@@ -28,10 +43,10 @@ pub struct Table {
     capacity: usize,
     /// When the other map was switched away from, and what was told of it then.
     switched: Instant,
-    told: HashMap<DropKey, u64>,
+    told: HashMap<K, V>,
 }
 
-impl Table {
+impl<K: Key, V: Amount> Table<K, V> {
     pub fn new(maps: [MapData; 2], active: Mapping, capacity: u32) -> Self {
         Self {
             maps,
@@ -43,33 +58,44 @@ impl Table {
         }
     }
 
+    /// Whether it is long enough since the last call that another one tells anything.
+    pub fn is_due(&self) -> bool {
+        self.switched.elapsed() >= SETTLED
+    }
+
+    /// Whether what the last call told of may yet have been added to.
+    pub fn may_have_more(&self) -> bool {
+        !self.told.is_empty()
+    }
+
     /// Events since the last call, by key; some of the last milliseconds may be left for the next one.
     ///
     /// # Errors
     /// What `bpf(2)` says; nothing is lost then.
-    pub fn drain(&mut self) -> io::Result<Vec<(DropKey, DropCount)>> {
-        if self.switched.elapsed() < SETTLED {
+    pub fn drain(&mut self) -> io::Result<Vec<(K, V)>> {
+        if !self.is_due() {
             return Ok(Vec::new());
         }
         let other = 1 - self.current;
         // What came late to the other one, before it is counted in again.
-        let mut late = self.read(other, BPF_MAP_LOOKUP_AND_DELETE_BATCH)?;
-        for (key, count) in &mut late {
-            count.packets -= self.told.remove(key).unwrap_or_default().min(count.packets);
-        }
-        late.retain(|(_, count)| count.packets > 0);
+        let late = self.read(other, BPF_MAP_LOOKUP_AND_DELETE_BATCH)?.into_iter();
+        let mut late: Vec<(K, V)> = late
+            .filter_map(|(key, amount)| {
+                Some((key, amount.since(self.told.remove(&key).unwrap_or_default())?))
+            })
+            .collect();
         self.told.clear();
         self.active.store(0, other as u64);
         let full = std::mem::replace(&mut self.current, other);
         self.switched = Instant::now();
         let events = self.read(full, BPF_MAP_LOOKUP_BATCH)?;
-        self.told.extend(events.iter().map(|(key, count)| (*key, count.packets)));
+        self.told.extend(events.iter().copied());
         late.extend(events);
         Ok(late)
     }
 
     /// All of a map in one call.
-    fn read(&self, map: usize, command: libc::c_int) -> io::Result<Vec<(DropKey, DropCount)>> {
+    fn read(&self, map: usize, command: libc::c_int) -> io::Result<Vec<(K, V)>> {
         #[repr(C)]
         #[derive(Default)]
         struct Batch {
@@ -82,8 +108,8 @@ impl Table {
             elem_flags: u64,
             flags: u64,
         }
-        let mut keys = vec![DropKey::ZERO; self.capacity];
-        let mut values = vec![DropCount::default(); self.capacity];
+        let mut keys = vec![K::default(); self.capacity];
+        let mut values = vec![V::default(); self.capacity];
         let mut next = 0u32;
         let mut batch = Batch {
             out_batch: (&raw mut next) as u64,

@@ -1,0 +1,128 @@
+//! The states of a connection, and what follows from their changes.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use netobs_common::tcp::{cell, event_flag};
+
+use crate::{
+    count::{self, increase},
+    event, maps,
+    socket::{Namespace, Socket},
+};
+
+/// `enum` of net/tcp_states.h.
+mod tcp_state {
+    pub const ESTABLISHED: u32 = 1;
+    pub const SYN_SENT: u32 = 2;
+    pub const SYN_RECV: u32 = 3;
+    pub const CLOSE: u32 = 7;
+    pub const LISTEN: u32 = 10;
+}
+
+/// asm-generic/errno.h
+const ETIMEDOUT: u32 = 110;
+const ECONNREFUSED: u32 = 111;
+
+#[inline(always)]
+pub fn changes(socket: Socket, from: u32, to: u32) {
+    let is_told = match to {
+        tcp_state::SYN_SENT => true,
+        tcp_state::ESTABLISHED => from == tcp_state::SYN_SENT || from == tcp_state::SYN_RECV,
+        tcp_state::CLOSE => from != tcp_state::LISTEN && from != tcp_state::CLOSE,
+        _ => false,
+    };
+    if !is_told || !socket.is_tcp() {
+        return;
+    }
+    let namespace = Namespace::of_socket(socket);
+    if !namespace.is_told_of() {
+        return;
+    }
+    if to == tcp_state::SYN_SENT {
+        begins(socket);
+    } else if to == tcp_state::ESTABLISHED {
+        is_established(&namespace, socket, from);
+    } else if from == tcp_state::SYN_SENT {
+        fails(&namespace, socket);
+    } else {
+        ends(&namespace, socket, from);
+    }
+}
+
+#[inline(always)]
+fn begins(socket: Socket) {
+    // SAFETY: takes no argument and cannot fail.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if maps::STARTS.insert(socket.0, now, 0).is_err()
+        && let Some(totals) = maps::totals()
+    {
+        // SAFETY: within the block, whose address the map gave.
+        increase(unsafe { &raw mut (*totals).lost_start }, 1);
+    }
+}
+
+/// When the socket began to connect, or 0; it is forgotten.
+#[inline(always)]
+fn take_start(socket: Socket) -> u64 {
+    // SAFETY: nobody writes the entry of a socket whose state is just being changed.
+    let start = unsafe { maps::STARTS.get(socket.0) }.copied().unwrap_or(0);
+    if start != 0 {
+        let _ = maps::STARTS.remove(socket.0);
+    }
+    start
+}
+
+/// The one end measures from its SYN on, whatever has to be sent again. The other's figure is the kernel's, which
+/// measures from its SYN-ACK on (`tcp_synack_rtt_meas` of net/ipv4/tcp_input.c), and without timestamps does not
+/// if that had to be sent again.
+#[inline(always)]
+fn is_established(namespace: &Namespace, socket: Socket, from: u32) {
+    let start = take_start(socket);
+    let rtt_us = socket.rtt_us();
+    // With a start it is one of those that open at the same time: connecting, then asked to accept.
+    let subject = if from == tcp_state::SYN_SENT || start != 0 { cell::CONNECTED } else { cell::ACCEPTED };
+    let handshake_us = if subject == cell::ACCEPTED {
+        rtt_us
+    } else if start != 0 {
+        // SAFETY: takes no argument and cannot fail.
+        (unsafe { bpf_ktime_get_ns() }.saturating_sub(start) / 1000).min(u64::from(u32::MAX)) as u32
+    } else {
+        0
+    };
+    if handshake_us == 0 {
+        count::add(namespace, cell::of(subject, cell::NO_BUCKET), 1, 0);
+    } else {
+        count::duration(namespace, subject, handshake_us);
+    }
+    if rtt_us != 0 {
+        count::duration(namespace, cell::RTT, rtt_us);
+    }
+    event::tell(namespace, socket, handshake_us, event_flag::BEGINS);
+}
+
+/// The error is there before the state is changed: `tcp_reset`, `tcp_write_err`, `tcp_v4_err`.
+#[inline(always)]
+fn fails(namespace: &Namespace, socket: Socket) {
+    take_start(socket);
+    let subject = match socket.error() {
+        ECONNREFUSED => cell::REFUSED,
+        ETIMEDOUT => cell::TIMED_OUT,
+        // Closed while it waited; or nothing could be sent at all.
+        0 if socket.has_sent() => cell::GIVEN_UP,
+        _ => cell::FAILED,
+    };
+    count::one(namespace, subject);
+    event::tell(namespace, socket, 0, event_flag::BEGINS | event_flag::ENDS);
+}
+
+#[inline(always)]
+fn ends(namespace: &Namespace, socket: Socket, from: u32) {
+    let rtt_us = socket.rtt_us();
+    if rtt_us != 0 {
+        count::duration(namespace, cell::RTT, rtt_us);
+    }
+    event::tell(namespace, socket, 0, event_flag::ENDS);
+    // Last: what depends on it once more, verifiers before 6.3 believe to be never reached.
+    if from == tcp_state::SYN_RECV {
+        take_start(socket);
+    }
+}
