@@ -117,6 +117,25 @@ fn tcp_flags_behind_ip_options() {
 }
 
 #[test]
+fn zero_windows_but_of_syn_and_rst() {
+    let traffic = count(|run| {
+        for flags in [0x10, 0x11, 0x18, 0x02, 0x12, 0x04, 0x14] {
+            for window in [[0, 0], [0, 1], [1, 0]] {
+                let mut segment = tcp(flags, 0);
+                segment[14..16].copy_from_slice(&window);
+                run(&frame(UNICAST, 0x0800, &ipv4(6, 12, 0, &segment)), Gso::default());
+                run(&frame(UNICAST, 0x86dd, &ipv6(6, &segment)), Gso::default());
+            }
+        }
+        // No TCP header.
+        run(&frame(UNICAST, 0x0800, &ipv4(17, 0, 0, &[0; 20])), Gso::default());
+        run(&frame(UNICAST, 0x0800, &ipv4(6, 0, 0x2001, &[0; 40])), Gso::default());
+    });
+    assert_eq!(traffic.packets, 7 * 3 * 2 + 2);
+    assert_eq!(traffic.tcp_zero_window, 3 * 2, "ACK, FIN and ACK, PSH and ACK");
+}
+
+#[test]
 fn later_fragments_have_a_protocol_and_no_flags() {
     let traffic = count(|run| {
         // Looks like SYN, FIN and RST at once where a TCP header would be.
@@ -265,7 +284,9 @@ fn truncated_at_every_byte() {
         assert_eq!(traffic.wire_packets, expected);
         // Only where the flags' byte is there: that byte and the six that follow it.
         assert_eq!(traffic.tcp_flags.syn, 7);
-        assert_eq!(traffic.truncated, expected - 7);
+        // And of these, only where the window's two bytes are there.
+        assert_eq!(traffic.truncated, expected - 5);
+        assert_eq!(traffic.tcp_zero_window, 0, "a SYN's is none");
     }
 }
 

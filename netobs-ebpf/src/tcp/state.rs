@@ -121,7 +121,7 @@ fn ends(namespace: &Namespace, socket: Socket, from: u32) {
         count::duration(namespace, cell::RTT, rtt_us);
     }
     event::tell(namespace, socket, 0, event_flag::ENDS);
-    // Last: what depends on it once more, verifiers before 6.3 believe to be never reached.
+    // One of those that open at the same time, and got no further.
     if from == tcp_state::SYN_RECV {
         take_start(socket);
     }
