@@ -282,9 +282,8 @@ fn truncated_at_every_byte() {
         });
         assert_eq!((traffic.packets, traffic.bytes), (expected, bytes));
         assert_eq!(traffic.wire_packets, expected);
-        // Only where the flags' byte is there: that byte and the six that follow it.
-        assert_eq!(traffic.tcp_flags.syn, 7);
-        // And of these, only where the window's two bytes are there.
+        // Only where the window is there, which is read with the flags: its last byte and the four that follow it.
+        assert_eq!(traffic.tcp_flags.syn, 5);
         assert_eq!(traffic.truncated, expected - 5);
         assert_eq!(traffic.tcp_zero_window, 0, "a SYN's is none");
     }

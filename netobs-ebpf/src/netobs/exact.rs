@@ -38,36 +38,36 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
     // SAFETY: as above.
     let tag_len = if LINK && unsafe { (*skb).vlan_present } != 0 { VLAN_TAG_LEN } else { 0 };
     if gso_size == 0 {
-        bucket(counters, len + tag_len, 1);
+        bucket::<LINK>(counters, len + tag_len, 1);
         // Untagged, as nearly all are, it stays on two cache lines.
         if tag_len != 0 {
-            counters.unfolded_bytes += tag_len;
+            plus::<LINK>(&mut counters.unfolded_bytes, tag_len);
         }
     }
     let packet = packet::parse::<LINK>(skb);
     // SAFETY: a class is less than their number; the mask tells the verifier that it stays in the block.
-    increment(unsafe { counters.class.get_unchecked_mut(packet.class as usize & CLASS_MASK) }, len);
+    increment::<LINK>(unsafe { counters.class.get_unchecked_mut(packet.class as usize & CLASS_MASK) }, len);
     if packet.cast != Cast::UNICAST {
         let count =
             if packet.cast == Cast::MULTICAST { &mut counters.multicast } else { &mut counters.broadcast };
-        increment(count, len);
+        increment::<LINK>(count, len);
     }
     if packet.tcp_flags & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) != 0 {
-        counters.tcp_syn += u64::from(packet.tcp_flags & tcp_flag::SYN != 0);
-        counters.tcp_fin += u64::from(packet.tcp_flags & tcp_flag::FIN != 0);
-        counters.tcp_rst += u64::from(packet.tcp_flags & tcp_flag::RST != 0);
+        plus::<LINK>(&mut counters.tcp_syn, u64::from(packet.tcp_flags & tcp_flag::SYN != 0));
+        plus::<LINK>(&mut counters.tcp_fin, u64::from(packet.tcp_flags & tcp_flag::FIN != 0));
+        plus::<LINK>(&mut counters.tcp_rst, u64::from(packet.tcp_flags & tcp_flag::RST != 0));
     }
     if packet.window == 0 && packet.tcp_flags & (tcp_flag::SYN | tcp_flag::RST) == 0 {
-        counters.tcp_zero_window += 1;
+        plus::<LINK>(&mut counters.tcp_zero_window, 1);
     }
     if packet.truncated {
-        counters.truncated += 1;
+        plus::<LINK>(&mut counters.truncated, 1);
         // The one thing about a packet that nobody expects. Off unless asked for, and then not in the program.
         debug!(&TcContext::new(skb), "packet of {} bytes ends inside a header, slot {}", len, slot);
     }
     let mut amount = Amount { bytes: len, unfolded: 0, unfolded_bytes: tag_len as u32 };
     if gso_size != 0 {
-        let unfolded = unfold(skb, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
+        let unfolded = unfold::<LINK>(skb, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
         (amount.unfolded, amount.unfolded_bytes) = (unfolded.packets as u32, unfolded.bytes as u32);
     }
     if FLOWS
@@ -75,8 +75,8 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
         && packet.class < class::VLAN_NOT_IP
         && !flows::count::<DIRECTION, LINK>(skb, slot, cpu, &packet, amount)
     {
-        increment(&mut counters.unflowed, len);
-        counters.unflowed_truncated += u64::from(packet.version == Version::NONE);
+        increment::<LINK>(&mut counters.unflowed, len);
+        plus::<LINK>(&mut counters.unflowed_truncated, u64::from(packet.version == Version::NONE));
     }
 }
 
@@ -90,7 +90,7 @@ const _: () = assert!(core::mem::offset_of!(Counters, class) == 0 && class::COUN
 /// Counts a super-packet as the segments that it stands for, each with a copy of the headers
 /// (`gso_segs` of the skb; worked out where the sender left it open): what that adds.
 #[inline(always)]
-fn unfold(
+fn unfold<const ALONE: bool>(
     skb: *mut __sk_buff,
     counters: &mut Counters,
     len: u64,
@@ -105,40 +105,52 @@ fn unfold(
     }
     let repeated = (segments - 1) * headers_len;
     let unfolded = Count { packets: segments - 1, bytes: repeated + segments * tag_len };
-    counters.unfolded_bytes += unfolded.bytes;
+    plus::<ALONE>(&mut counters.unfolded_bytes, unfolded.bytes);
     let full = headers_len + gso_size;
-    bucket(counters, full + tag_len, segments - 1);
-    bucket(counters, (len + repeated).saturating_sub((segments - 1) * full) + tag_len, 1);
+    bucket::<ALONE>(counters, full + tag_len, segments - 1);
+    bucket::<ALONE>(counters, (len + repeated).saturating_sub((segments - 1) * full) + tag_len, 1);
     unfolded
 }
 
 #[inline(always)]
-fn increment(count: &mut Count, len: u64) {
-    count.packets += 1;
-    count.bytes += len;
+fn increment<const ALONE: bool>(count: &mut Count, len: u64) {
+    plus::<ALONE>(&mut count.packets, 1);
+    plus::<ALONE>(&mut count.bytes, len);
+}
+
+/// `ALONE`: whether nothing that adds to the same block can come in between. Nothing can at TC, where programs run
+/// with softirqs off; a program of a cgroup runs in a process's context, too, and may be interrupted by another.
+#[inline(always)]
+fn plus<const ALONE: bool>(word: &mut u64, by: u64) {
+    if ALONE {
+        *word += by;
+    } else {
+        maps::increase(word, by);
+    }
 }
 
 /// Adds `packets` of `len` bytes to the size histogram.
 #[inline(always)]
-fn bucket(counters: &mut Counters, len: u64, packets: u64) {
+fn bucket<const ALONE: bool>(counters: &mut Counters, len: u64, packets: u64) {
     let len = len as u32;
     let size = &mut counters.size;
     // A tree of three or four comparisons; each arm has a constant index, which the verifier likes.
-    if len <= SIZE_BOUNDS[3] {
+    let size = if len <= SIZE_BOUNDS[3] {
         if len <= SIZE_BOUNDS[1] {
-            if len <= SIZE_BOUNDS[0] { size[0] += packets } else { size[1] += packets }
+            if len <= SIZE_BOUNDS[0] { &mut size[0] } else { &mut size[1] }
         } else if len <= SIZE_BOUNDS[2] {
-            size[2] += packets
+            &mut size[2]
         } else {
-            size[3] += packets
+            &mut size[3]
         }
     } else if len <= SIZE_BOUNDS[5] {
-        if len <= SIZE_BOUNDS[4] { size[4] += packets } else { size[5] += packets }
+        if len <= SIZE_BOUNDS[4] { &mut size[4] } else { &mut size[5] }
     } else if len <= SIZE_BOUNDS[6] {
-        size[6] += packets
+        &mut size[6]
     } else if len <= SIZE_BOUNDS[7] {
-        size[7] += packets
+        &mut size[7]
     } else {
-        size[8] += packets
-    }
+        &mut size[8]
+    };
+    plus::<ALONE>(size, packets);
 }

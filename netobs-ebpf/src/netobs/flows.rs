@@ -266,19 +266,10 @@ fn overflow(skb: *mut __sk_buff, packed: u64, bytes: u64, unfolded: u64, flags: 
 
 #[inline(always)]
 fn add_shared<const DIRECTION: usize>(flow: &mut OverflowFlow, bytes: u64, unfolded: u64) {
-    increase(&mut flow.packets[DIRECTION], 1);
-    increase(&mut flow.bytes[DIRECTION], bytes);
-    increase(&mut flow.unfolded[DIRECTION], unfolded & 0xffff_ffff);
-    increase(&mut flow.unfolded_bytes[DIRECTION], unfolded >> 32);
-}
-
-/// One instruction, and no fetch, which kernels before 5.12 don't have.
-#[inline(always)]
-fn increase(word: &mut u64, by: u64) {
-    // SAFETY: an aligned word of a map's value.
-    unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(word, by)
-    };
+    maps::increase(&mut flow.packets[DIRECTION], 1);
+    maps::increase(&mut flow.bytes[DIRECTION], bytes);
+    maps::increase(&mut flow.unfolded[DIRECTION], unfolded & 0xffff_ffff);
+    maps::increase(&mut flow.unfolded_bytes[DIRECTION], unfolded >> 32);
 }
 
 /// The key of a packet, read by helper: for the first of a flow and for the overflow map.

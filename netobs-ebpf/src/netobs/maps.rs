@@ -34,7 +34,7 @@ static CGROUPS: CgroupStorage<u64> = CgroupStorage::new();
 /// The exact layer, indexed by [`counter_index`]; sized by userspace to possible CPUs × interfaces × 2.
 /// Written by the CPU that a block belongs to and by nobody else; userspace maps it and reads it. The
 /// race that this accepts: none on a kernel where a TC program is not preempted by another on its CPU
-/// (every kernel but PREEMPT_RT).
+/// (every kernel but PREEMPT_RT). Programs of cgroups, which another may interrupt, add by atomics.
 #[map]
 static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -156,4 +156,13 @@ pub fn new_overflow_flow(key: &FlowKey, now: u64) -> Option<*mut OverflowFlow> {
     // Another CPU may be making the same one: then it is there now.
     let _ = map.insert(key, flow, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
     map.get_ptr_mut(key)
+}
+
+/// Adds to a word that others may add to at the same time. One instruction, and no fetch, which kernels before 5.12 don't have.
+#[inline(always)]
+pub fn increase(word: &mut u64, by: u64) {
+    // SAFETY: an aligned word of a map's value.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(word, by)
+    };
 }
