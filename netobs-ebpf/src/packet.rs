@@ -93,7 +93,7 @@ static mut ZERO: u32 = 0;
 /// The same value, of which the verifier no longer knows by which way it was found: else it walks what comes
 /// after once for each.
 #[inline(always)]
-fn opaque(value: u32) -> u32 {
+pub fn opaque(value: u32) -> u32 {
     // SAFETY: nobody writes.
     value ^ unsafe { core::ptr::read_volatile(&raw const ZERO) }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -73,15 +73,21 @@ fn nanoseconds_a_packet() {
     udp.resize(64, 0);
     let mut tcp = udp.clone();
     (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
-    let (empty, udp, tcp) = Netns::new().run(move || {
-        let mut observer = Observer::load(Options {
-            max_interfaces: 4,
-            mode: AttachMode::Auto,
-            max_flows: 1024,
-            log: false,
-        })
-        .expect("load");
-        observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
+    let (empty, [udp, tcp], without) = Netns::new().run(move || {
+        // With DNS and ARP told of one by one, as by default, and without.
+        let load = |is_on: bool| {
+            let mut observer = Observer::load(Options {
+                max_interfaces: 4,
+                mode: AttachMode::Auto,
+                max_flows: 1024,
+                events: EventOptions { dns: is_on, arp: is_on, ..EventOptions::default() },
+                log: false,
+            })
+            .expect("load");
+            observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
+            observer
+        };
+        let observers = [load(true), load(false)];
         let empty = empty_program().expect("load an empty program");
         let median = |mut times: Vec<u32>| {
             times.sort_unstable();
@@ -90,18 +96,25 @@ fn nanoseconds_a_packet() {
         let run = |program: BorrowedFd<'_>, packet: &[u8]| {
             test_run(program, packet, Gso::default(), REPEAT).expect("test run").1
         };
-        let (mut of_empty, mut of_udp, mut of_tcp) = (Vec::new(), Vec::new(), Vec::new());
+        let mut of_empty = Vec::new();
+        let mut times: [[Vec<u32>; 2]; 2] = Default::default();
         for _ in 0..ROUNDS {
             of_empty.push(run(empty.as_fd(), &udp));
-            of_udp.push(run(observer.program(true), &udp));
-            of_tcp.push(run(observer.program(true), &tcp));
+            for (observer, [of_udp, of_tcp]) in observers.iter().zip(&mut times) {
+                of_udp.push(run(observer.program(true), &udp));
+                of_tcp.push(run(observer.program(true), &tcp));
+            }
         }
-        let [counted, _] = observer.read(InterfaceKey(0)).expect("attached");
-        let counted: u64 = counted.class.iter().map(|count| count.packets).sum();
-        assert_eq!(counted, 2 * ROUNDS as u64 * u64::from(REPEAT), "each run is counted");
-        (median(of_empty), median(of_udp), median(of_tcp))
+        for observer in &observers {
+            let [counted, _] = observer.read(InterfaceKey(0)).expect("attached");
+            let counted: u64 = counted.class.iter().map(|count| count.packets).sum();
+            assert_eq!(counted, 2 * ROUNDS as u64 * u64::from(REPEAT), "each run is counted");
+        }
+        let [with, without] = times.map(|both| both.map(median));
+        (median(of_empty), with, without)
     });
     println!("ns a packet (least, median, most): empty {empty:?}, 64-byte UDP {udp:?}, 64-byte TCP {tcp:?}");
+    println!("the same without DNS and ARP: 64-byte UDP {:?}, 64-byte TCP {:?}", without[0], without[1]);
 }
 
 /// On live traffic, by the kernel's own statistics: with the programs attached as they are by default.
@@ -196,8 +209,14 @@ fn links_beside_filters() {
     batch(&host, INTERFACES as usize / 2, "link add v{} type veth peer name w{}");
     let time = |mode| {
         host.run(move || {
-            let mut observer =
-                Observer::load(Options { max_interfaces: 64, mode, max_flows: 0, log: false }).expect("load");
+            let mut observer = Observer::load(Options {
+                max_interfaces: 64,
+                mode,
+                max_flows: 0,
+                events: EventOptions::default(),
+                log: false,
+            })
+            .expect("load");
             let mut times: Vec<_> = (0..INTERFACES)
                 .map(|n| {
                     let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);

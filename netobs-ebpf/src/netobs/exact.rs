@@ -6,6 +6,7 @@ use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
 use netobs_ebpf::packet::{self, Cast, Version, tcp_flag};
 
 use crate::{
+    events,
     flows::{self, Amount},
     maps,
 };
@@ -71,6 +72,9 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
     {
         increment(&mut counters.unflowed, len);
         counters.unflowed_truncated += u64::from(packet.version == Version::NONE);
+    }
+    if FLOWS {
+        events::look::<DIRECTION, LINK>(skb, slot, &packet);
     }
 }
 

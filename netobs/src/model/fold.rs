@@ -38,6 +38,7 @@ impl State {
                 self.fold_container(id, entry, owned.get(id.as_str()).map_or(&[], Vec::as_slice))
             })
             .collect();
+        self.fold_events(&mut containers);
         containers.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         let mut networks: Vec<Network> =
             self.networks.values().map(|network| self.fold_network(network, &containers)).collect();
@@ -65,6 +66,7 @@ impl State {
                 unattached: self.unattached.values().cloned().collect(),
                 attach_latency: self.attach_latency.clone(),
                 event_overruns: self.event_overruns,
+                events: self.event_health(),
                 flows: self.flows.is_on().then(|| FlowHealth {
                     listed: self.flows.flows.len(),
                     unlisted: self.flows.unlisted,
@@ -209,6 +211,9 @@ impl State {
             rates,
             drops,
             published: self.fold_published(entry, owned),
+            foreign_address: self.flows.is_on().then_some(entry.foreign),
+            dns: None,
+            arp: None,
             classes: entry
                 .classes
                 .iter()

@@ -11,9 +11,11 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
+    arp::ArpReport,
     class::Class,
     drops::DropReport,
     edge::EdgeCount,
+    event::{DnsReport, EventHealth},
     traffic::{Count, Traffic},
     update::{ContainerState, InterfaceKind, Place, Protocol},
 };
@@ -83,6 +85,13 @@ pub struct Container {
     /// What its flows have counted, by network and by where they go; those of interfaces that are gone
     /// included. Packets as the stack counts them.
     pub classes: Vec<ClassTraffic>,
+    /// IP packets that it sent from an address that is not its own: it passes them on, or lies. Of flows; none
+    /// where these are off.
+    pub foreign_address: Option<Count>,
+    /// None where it is not looked at.
+    pub dns: Option<DnsReport>,
+    /// None where it is not looked at.
+    pub arp: Option<ArpReport>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -345,6 +354,8 @@ pub struct AgentHealth {
     pub event_overruns: u64,
     /// None where flows are off.
     pub flows: Option<FlowHealth>,
+    /// None where no packets are told of one by one.
+    pub events: Option<EventHealth>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
