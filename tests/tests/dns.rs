@@ -71,6 +71,11 @@ fn server(n: usize) -> SocketAddr {
     format!("10.53.0.{}:53", n + 10).parse().expect("an address")
 }
 
+/// So many queries, and all have their answers: they are told of some at a time.
+fn is_done(messages: &Value, queries: u64) -> bool {
+    number(messages, "queries") == queries && number(messages, "pending") == 0
+}
+
 fn counts(messages: &Value) -> [u64; 6] {
     ["queries", "retransmitted", "unmatched", "unanswered", "untracked", "pending"]
         .map(|part| number(messages, part))
@@ -90,7 +95,7 @@ fn latency_and_response_codes() {
     for (name, times) in [("web.example", 10), ("nowhere.example", 3), ("sick.example", 2)] {
         measured += dns::ask(world.netns(0), server(1), name, times);
     }
-    let client = world.until(&watch, 0, "client", |messages| number(messages, "pending") == 0);
+    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 15));
     assert_eq!(counts(&client), [15, 0, 0, 0, 0, 0], "{client}");
     assert_eq!(responses(&client), r#"{"NOERROR":10,"NXDOMAIN":3,"SERVFAIL":2}"#);
     let (count, sum) = latency(&client);
@@ -100,7 +105,7 @@ fn latency_and_response_codes() {
     let buckets = client["latency"]["buckets"].as_array().expect("buckets");
     assert_eq!(buckets[..9].iter().map(|bucket| bucket.as_u64().unwrap_or(1)).sum::<u64>(), 0, "{client}");
 
-    let asked = world.until(&watch, 1, "server", |messages| number(messages, "pending") == 0);
+    let asked = world.until(&watch, 1, "server", |messages| is_done(messages, 15));
     assert_eq!(counts(&asked), [15, 0, 0, 0, 0, 0], "{asked}");
     assert_eq!(responses(&asked), responses(&client));
     let (_, served) = latency(&asked);
@@ -153,11 +158,11 @@ fn two_containers_are_not_mixed() {
     let (first, second) = (ask(0, "web.example", 8), ask(1, "nowhere.example", 5));
     first.join().expect("the first");
     second.join().expect("the second");
-    let settled = |n: usize| world.until(&watch, n, "client", |messages| number(messages, "pending") == 0);
-    let (one, two) = (settled(0), settled(1));
+    let settled = |n: usize, queries| world.until(&watch, n, "client", |messages| is_done(messages, queries));
+    let (one, two) = (settled(0, 8), settled(1, 5));
     assert_eq!((counts(&one), responses(&one).as_str()), ([8, 0, 0, 0, 0, 0], r#"{"NOERROR":8}"#), "{one}");
     assert_eq!((counts(&two), responses(&two).as_str()), ([5, 0, 0, 0, 0, 0], r#"{"NXDOMAIN":5}"#), "{two}");
-    let asked = world.until(&watch, 2, "server", |messages| number(messages, "pending") == 0);
+    let asked = world.until(&watch, 2, "server", |messages| is_done(messages, 13));
     assert_eq!(counts(&asked), [13, 0, 0, 0, 0, 0], "{asked}");
 }
 
@@ -174,7 +179,7 @@ fn over_ipv6() {
     let address: SocketAddr = "[fd53::b]:53".parse().expect("an address");
     let _server = Server::start(world.netns(1), address);
     let measured = dns::ask(world.netns(0), address, "web.example", 4);
-    let client = world.until(&watch, 0, "client", |messages| number(messages, "pending") == 0);
+    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 4));
     assert_eq!(counts(&client), [4, 0, 0, 0, 0, 0], "{client}");
     let (count, sum) = latency(&client);
     assert!(count == 4 && sum >= 4 * WAIT && sum <= measured, "{client}");
@@ -197,7 +202,7 @@ fn garbage_is_no_query() {
     drop(sink);
     let _server = Server::start(world.netns(1), server(1));
     dns::ask(world.netns(0), server(1), "instant", 1);
-    let client = world.until(&watch, 0, "client", |messages| number(messages, "pending") == 0);
+    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 1));
     assert_eq!(counts(&client), [1, 0, 0, 0, 0, 0], "{client}");
     for n in 0..2 {
         let seen = container(&watch.fresh(), world.name(n)).expect("there");
@@ -328,13 +333,14 @@ fn a_container_on_the_hosts_network() {
     let _server = Server::start(world.netns(0), server(0));
     // There is no address in the answer, which it does not like.
     on_host.sh(&world.host, "busybox nslookup instant 10.53.0.10 >/dev/null 2>&1 || true");
-    let asked = world.until(&watch, 0, "server", |messages| number(messages, "pending") == 0);
-    let queries = number(&asked, "queries");
-    assert!(queries > 0);
-    let client = watch.until("its messages", |snapshot| {
-        let messages = messages(&container(snapshot, on_host.name())?, "client", "wire")?;
-        (number(&messages, "queries") == queries).then_some(messages)
+    // The same number at both ends, whatever it is.
+    let (asked, client) = watch.until("its messages, at both ends", |snapshot| {
+        let asked = messages(&container(snapshot, world.name(0))?, "server", "wire")?;
+        let client = messages(&container(snapshot, on_host.name())?, "client", "wire")?;
+        let queries = number(&asked, "queries");
+        (queries >= 2 && is_done(&asked, queries) && is_done(&client, queries)).then_some((asked, client))
     });
+    let queries = number(&asked, "queries");
     assert_eq!(counts(&client), [queries, 0, 0, 0, 0, 0], "{client}");
     assert_eq!(responses(&client), responses(&asked));
     dns::ask(&world.host, server(0), "instant", 3);
@@ -364,7 +370,7 @@ fn the_server_inside_the_namespace() {
     let seen = watch.until("its messages", |snapshot| {
         let seen = container(snapshot, world.name(0))?;
         let messages = messages(&seen, "client", "embedded")?;
-        (number(&messages, "queries") == 8 && number(&messages, "pending") == 0).then_some(seen)
+        is_done(&messages, 8).then_some(seen)
     });
     let inside = messages(&seen, "client", "embedded").expect("its messages");
     assert_eq!(counts(&inside), [8, 0, 0, 0, 0, 0], "{inside}");
@@ -383,7 +389,7 @@ fn the_server_inside_the_namespace() {
     dns::ask(world.netns(0), address, "instant", 3);
     watch.until("its messages, once each", |snapshot| {
         let messages = messages(&container(snapshot, world.name(0))?, "client", "embedded")?;
-        (number(&messages, "queries") == 3 && number(&messages, "pending") == 0).then_some(())
+        is_done(&messages, 3).then_some(())
     });
     assert_eq!(filters(0), 1);
     watch.terminate();
@@ -419,7 +425,7 @@ fn gone_with_the_container() {
         let ended = watch.until("its end", |snapshot| {
             let ended = self::container(snapshot, &name).filter(|now| now["state"] == "removed")?;
             let inside = messages(&ended, "client", "embedded")?;
-            (number(&inside, "pending") == 0).then_some(inside)
+            is_done(&inside, u64::from(round) + 1).then_some(inside)
         });
         assert_eq!(counts(&ended), [u64::from(round) + 1, 0, 0, 0, 0, 0], "{ended}");
         watch.until("its interface is gone", |snapshot| {
