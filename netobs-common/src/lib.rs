@@ -229,5 +229,6 @@ const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
 
 pub mod drops;
+pub mod events;
 pub mod tcp;
 pub mod trace;

@@ -138,7 +138,7 @@ static mut ZERO: u64 = 0;
 /// The same value, of which the verifier no longer knows by which way it was found: else it walks all that comes
 /// after once for each.
 #[inline(always)]
-fn opaque(value: u64) -> u64 {
+pub fn opaque(value: u64) -> u64 {
     // SAFETY: nobody writes.
     value ^ unsafe { core::ptr::read_volatile(&raw const ZERO) }
 }

@@ -18,19 +18,22 @@ use crate::{
     discovery::{engine::EngineTask, namespace, netlink, procfs},
     drain::Drain,
     ebpf::{
+        EventRing,
         drops::{DropOptions, Drops},
         tcp::{Tcp, TcpOptions, first_line},
     },
+    events::EventThread,
     inside::Inside,
     model::{
-        ContainerInfo, ContainerState, KernelStats, NetworkInfo, Point, PublishedPort, Sample, Snapshot,
-        State, Update,
+        ContainerInfo, ContainerState, KernelStats, Looked, NetworkInfo, Point, PublishedPort, Sample,
+        Snapshot, State, Update,
         conversation::{Conversation, Conversations},
         drops::{Directory, HostNames},
         flow::FlowOptions,
         state::{PROC, Process},
     },
     netlink::Netlink,
+    resolvers::Resolvers,
 };
 
 /// Updates that may wait to be applied; who has more waits.
@@ -74,6 +77,8 @@ pub struct Config {
     pub grace: Duration,
     /// None: dropped packets are not looked for.
     pub drops: Option<DropOptions>,
+    /// What is told of packets one by one, and which. None: nothing.
+    pub events: Option<(EventRing, Looked)>,
     pub engines: Vec<EngineTask>,
     /// Where `/proc` of the host is.
     pub proc_root: PathBuf,
@@ -89,6 +94,7 @@ impl Config {
             flow_interval: None,
             grace,
             drops: None,
+            events: None,
             engines: Vec::new(),
             proc_root: PathBuf::from("/proc"),
             known: None,
@@ -113,6 +119,7 @@ pub struct Agent {
     next_scan_without_engine: Option<Instant>,
     last_cleanup: Instant,
     inside: Inside,
+    resolvers: Resolvers,
     /// None: not looked for, or not to be had.
     drops: Option<Drops>,
     next_drops: Instant,
@@ -123,6 +130,7 @@ pub struct Agent {
     /// Published ports by container, as they were when the host was last looked at.
     published: BTreeMap<String, Vec<PublishedPort>>,
     _drain: Option<Drain>,
+    _events: Option<EventThread>,
     /// Its thread shares the observer: when that has ended, the observer goes and everything is detached.
     _attacher: Attacher,
 }
@@ -135,6 +143,9 @@ impl Agent {
     /// When netlink or a thread is not to be had; nothing stays attached then.
     pub fn start(config: Config, observer: Shared) -> io::Result<Self> {
         let mut state = State::new(lock(&observer).mode().to_string(), config.grace).with_flows(config.flows);
+        if let Some((_, looked)) = &config.events {
+            state = state.with_events(*looked);
+        }
         let (sender, updates) = mpsc::channel(UPDATE_QUEUE);
         let attacher = {
             // The first listing of a host with more interfaces than the queue holds would wait for us.
@@ -167,11 +178,17 @@ impl Agent {
             .flow_interval
             .map(|interval| Drain::start(Arc::clone(&observer), sender.clone(), interval))
             .transpose()?;
+        let events = config
+            .events
+            .map(|(ring, _)| EventThread::start(ring, Arc::clone(&observer), sender.clone()))
+            .transpose()?;
         let inside = Inside::new(Arc::clone(&observer), config.proc_root.clone());
+        let resolvers = Resolvers::new(Arc::clone(&observer), config.proc_root.clone());
         let mut agent = Self {
             state,
             observer,
             inside,
+            resolvers,
             drops,
             next_drops: now,
             tcp: None,
@@ -179,6 +196,7 @@ impl Agent {
             started: now,
             published: BTreeMap::new(),
             _drain: drain,
+            _events: events,
             netlink: Netlink::connect()?,
             updates: agent_updates,
             proc_root: config.proc_root,
@@ -202,7 +220,13 @@ impl Agent {
         let drops = self.drops.is_some().then_some(self.next_drops);
         let tcp = self.tcp.is_some().then_some(self.next_tcp);
         let retries = self.retries.values().map(|(at, _)| *at);
-        let retry = retries.chain(self.inside.next_try()).chain(scan).chain(drops).chain(tcp).min();
+        let retry = retries
+            .chain(self.inside.next_try())
+            .chain(self.resolvers.next_try())
+            .chain(scan)
+            .chain(drops)
+            .chain(tcp)
+            .min();
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
             update = self.updates.recv() => match update {
@@ -267,6 +291,7 @@ impl Agent {
         self.read_tcp();
         self.forget();
         let now = Instant::now();
+        self.resolvers.look(&mut self.state, now);
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
         // Flows first: what they have is in the counters already.
         let (flows, counters) = {
@@ -378,6 +403,7 @@ impl Agent {
         self.scan_without_engine(now);
         self.attribute(now);
         self.inside.reconcile(&mut self.state, now);
+        self.resolvers.reconcile(&mut self.state, now);
         if !self.state.has_published(&self.published) {
             self.published = self.state.published();
             self.look_at_host(now);

@@ -71,6 +71,8 @@ pub struct ObserveArgs {
     /// Addresses (CIDR) that are the cluster's; may be repeated
     #[arg(long = "cluster-cidr", value_name = "CIDR", value_parser = cidr)]
     pub cluster_cidrs: Vec<String>,
+    #[command(flatten)]
+    pub events: EventsArgs,
     /// Let the kernel programs log what is odd about packets (NETOBS_LOG=debug shows it)
     #[arg(long)]
     pub log_programs: bool,
@@ -86,6 +88,24 @@ pub struct TcpArgs {
     /// Do not look how TCP connections fare
     #[arg(long)]
     pub no_tcp: bool,
+}
+
+/// What is told of single packets.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "DNS and ARP")]
+pub struct EventsArgs {
+    /// Do not look at DNS messages
+    #[arg(long)]
+    pub no_dns: bool,
+    /// Keep the names that containers ask for: 1,000 of all containers together
+    #[arg(long, conflicts_with = "no_dns")]
+    pub dns_names: bool,
+    /// Do not look at ARP packets
+    #[arg(long)]
+    pub no_arp: bool,
+    /// Memory for DNS and ARP packets on their way from the kernel: 4k to 64M, rounded up to a power of two
+    #[arg(long, value_name = "SIZE", default_value = "512k", value_parser = packet::event_ring_size)]
+    pub event_buffer: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -325,7 +345,7 @@ pub struct TraceArgs {
 pub mod packet {
     use std::net::IpAddr;
 
-    use crate::ebpf::MIN_RING_BYTES;
+    use crate::ebpf::{MIN_EVENT_BYTES, MIN_RING_BYTES};
 
     /// An address, and how many of its bits count.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,6 +355,7 @@ pub mod packet {
     }
 
     const MAX_RING_BYTES: u64 = 1 << 30;
+    const MAX_EVENT_BYTES: u64 = 64 << 20;
 
     pub fn host(text: &str) -> Result<Host, String> {
         let (address, prefix) = match text.split_once('/') {
@@ -407,6 +428,14 @@ pub mod packet {
         let size = size(text)?;
         if !(u64::from(MIN_RING_BYTES)..=MAX_RING_BYTES).contains(&size) {
             return Err("from 128k to 1G".to_owned());
+        }
+        u32::try_from(size.next_power_of_two()).map_err(|error| error.to_string())
+    }
+
+    pub fn event_ring_size(text: &str) -> Result<u32, String> {
+        let size = size(text)?;
+        if !(u64::from(MIN_EVENT_BYTES)..=MAX_EVENT_BYTES).contains(&size) {
+            return Err("from 4k to 64M".to_owned());
         }
         u32::try_from(size.next_power_of_two()).map_err(|error| error.to_string())
     }

@@ -4,7 +4,7 @@ use std::{fmt, fs, io::Write as _, os::unix::net::UnixStream, path::Path, proces
 
 use crate::{
     cli::DoctorArgs,
-    ebpf::{AttachMode, Observer, Options},
+    ebpf::{AttachMode, EventOptions, Observer, Options},
     observe, privileges,
 };
 
@@ -130,7 +130,13 @@ fn capabilities() -> Vec<Finding> {
 
 /// Loads the programs, attaches nothing.
 fn programs() -> Finding {
-    match Observer::load(Options { max_interfaces: 1, mode: AttachMode::Auto, max_flows: 1, log: false }) {
+    match Observer::load(Options {
+        max_interfaces: 1,
+        mode: AttachMode::Auto,
+        max_flows: 1,
+        events: EventOptions { dns: true, arp: true, ..EventOptions::default() },
+        log: false,
+    }) {
         Ok(_) => Finding {
             verdict: Verdict::Ok,
             subject: "programs",

@@ -15,12 +15,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     agent::{Agent, Config},
     attacher::Shared,
-    cli::{DropsArgs, FindArgs, ObserveArgs, TcpArgs},
+    cli::{DropsArgs, EventsArgs, FindArgs, ObserveArgs, TcpArgs},
     demo::World,
     discovery::engine::{self, EngineTask},
     doctor,
-    ebpf::{Observer, Options, drops::DropOptions, tcp::TcpOptions},
-    model::flow::FlowOptions,
+    ebpf::{EventOptions, Observer, Options, drops::DropOptions, tcp::TcpOptions},
+    model::{Looked, flow::FlowOptions},
     privileges,
 };
 
@@ -69,10 +69,12 @@ impl Ending {
 /// Without the privileges, or when the kernel refuses the programs.
 pub fn start(args: &ObserveArgs, demo: Option<World>, drops: Option<DropOptions>) -> anyhow::Result<Agent> {
     require()?;
-    let observer = Observer::load(Options {
+    let events = event_options(&args.events);
+    let mut observer = Observer::load(Options {
         max_interfaces: args.find.max_interfaces,
         mode: args.find.attach,
         max_flows: args.max_flows,
+        events,
         log: args.log_programs,
     })?;
     let config = Config {
@@ -85,6 +87,9 @@ pub fn start(args: &ObserveArgs, demo: Option<World>, drops: Option<DropOptions>
         flow_interval: (args.max_flows > 0).then_some(args.flow_interval),
         known: demo.map(|world| (world.containers, world.networks)),
         drops,
+        events: observer
+            .take_events()
+            .map(|ring| (ring, Looked { dns: events.dns, names: events.names, arp: events.arp })),
         ..Config::new(args.grace)
     };
     follow(&args.find, config, Arc::new(Mutex::new(observer)))
@@ -108,6 +113,16 @@ pub fn follow(args: &FindArgs, mut config: Config, observer: Shared) -> anyhow::
         config.engines = engines(&args.engines)?;
     }
     Agent::start(config, observer).context("follow the host's interfaces by netlink")
+}
+
+/// Which packets are told of one by one.
+const fn event_options(args: &EventsArgs) -> EventOptions {
+    EventOptions {
+        dns: !args.no_dns,
+        names: args.dns_names,
+        arp: !args.no_arp,
+        ring_bytes: args.event_buffer,
+    }
 }
 
 /// How dropped packets are looked for.

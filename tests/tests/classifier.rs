@@ -1,7 +1,7 @@
 //! The classifier on packets built by hand, by `BPF_PROG_TEST_RUN`: what each is counted as.
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::{InterfaceKey, Traffic},
 };
 use netobs_tests::{
@@ -24,6 +24,7 @@ fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic 
             max_interfaces: 4,
             mode: AttachMode::Auto,
             max_flows: 1024,
+            events: EventOptions::default(),
             log: false,
         })
         .expect("load");
@@ -339,6 +340,7 @@ fn interfaces_that_share_a_directory_cell_are_told_apart() {
             max_interfaces: 4,
             mode: AttachMode::Auto,
             max_flows: 1024,
+            events: EventOptions::default(),
             log: false,
         })
         .expect("load");

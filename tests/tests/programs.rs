@@ -2,11 +2,12 @@
 //! They are held to `programs.txt`, so that none grows unnoticed; after a change that is meant, write what this prints
 //! into it. Bytes of machine code are told too; they also depend on the processor.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use netobs::ebpf::{
-    AttachMode, Observer, Options,
+    AttachMode, EventOptions, Observer, Options,
     drops::{BTF_FILE, DropOptions, Drops},
+    tcp::{Tcp, TcpOptions},
 };
 
 const KEPT: &str = include_str!("programs.txt");
@@ -17,7 +18,8 @@ fn programs(what: &str) -> String {
     let texts = texts.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
     let id = |text: String| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
     let ours: Vec<u32> = texts.filter_map(id).collect();
-    let mut lines = BTreeMap::new();
+    // Of names the kernel keeps 15 characters, which two may have in common.
+    let mut lines = BTreeSet::new();
     for program in aya::programs::loaded_programs() {
         let program = program.expect("a program");
         if !ours.contains(&program.id()) {
@@ -27,32 +29,42 @@ fn programs(what: &str) -> String {
         let walked = program.verified_instruction_count().expect("kernel 5.16");
         let translated = program.size_translated().expect("root");
         println!("{what} {name}: {} bytes of machine code", program.size_jitted());
-        lines.insert(name, format!("{walked} {translated}"));
+        lines.insert(format!("{what} {name} {walked} {translated}\n"));
     }
     assert!(!lines.is_empty(), "programs are loaded");
-    lines.into_iter().fold(String::new(), |mut text, (name, numbers)| {
-        writeln!(text, "{what} {name} {numbers}").expect("to a string");
-        text
-    })
+    lines.into_iter().collect()
 }
 
 #[test]
 fn none_grows_unnoticed() {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
     let kernel: String = kernel.split('.').take(2).collect::<Vec<_>>().join(".");
-    let observer = |max_flows| {
-        Observer::load(Options { max_interfaces: 1024, mode: AttachMode::Auto, max_flows, log: false })
-            .expect("load")
+    let observer = |max_flows, is_on: bool| {
+        let events = EventOptions { dns: is_on, arp: is_on, ..EventOptions::default() };
+        Observer::load(Options {
+            max_interfaces: 1024,
+            mode: AttachMode::Auto,
+            max_flows,
+            events,
+            log: false,
+        })
+        .expect("load")
     };
     let mut text = format!("kernel {kernel}\n");
-    for (what, max_flows) in [("exact", 0), ("exact+flows", 131_072)] {
-        let _loaded = observer(max_flows);
+    let sets = [("exact", 0, false), ("exact+flows", 131_072, false), ("exact+flows+events", 131_072, true)];
+    for (what, max_flows, events) in sets {
+        let _loaded = observer(max_flows, events);
         text += &programs(what);
     }
     {
         let options = DropOptions { all: false, max_keys: 8192, btf: Path::new(BTF_FILE).to_owned() };
         let _loaded = Drops::load(&options).expect("load");
         text += &programs("drops");
+    }
+    {
+        let options = TcpOptions { flows: true, btf: Path::new(BTF_FILE).to_owned() };
+        let _loaded = Tcp::load(&options).expect("load");
+        text += &programs("tcp");
     }
     print!("{text}");
     // Another kernel translates and walks otherwise: there the numbers are told, and what they are is not known.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, Observer, Options, wait_for_programs},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options, wait_for_programs},
     model::{FlowRecord, InterfaceKey},
 };
 use netobs_common::{Counters, FIRST, OPENED};
@@ -71,6 +71,7 @@ impl Bench {
             max_interfaces: 4,
             mode: AttachMode::Auto,
             max_flows: 1 << 17,
+            events: EventOptions::default(),
             log: false,
         })
         .expect("load");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -74,21 +74,29 @@ fn nanoseconds_a_packet() {
     let mut tcp = udp.clone();
     (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
     let times = Netns::new().run(move || {
-        let observer = |max_flows| {
-            let mut observer =
-                Observer::load(Options { max_interfaces: 4, mode: AttachMode::Auto, max_flows, log: false })
-                    .expect("load");
+        let observer = |max_flows, dns_and_arp: bool| {
+            let events = EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() };
+            let mut observer = Observer::load(Options {
+                max_interfaces: 4,
+                mode: AttachMode::Auto,
+                max_flows,
+                events,
+                log: false,
+            })
+            .expect("load");
             observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
             observer
         };
-        let (exact, flows) = (observer(0), observer(1024));
+        let (exact, flows, all) = (observer(0, false), observer(1024, false), observer(1024, true));
         let empty = empty_program().expect("load an empty program");
-        let loads: [(&str, BorrowedFd<'_>, &[u8]); 5] = [
+        let loads: [(&str, BorrowedFd<'_>, &[u8]); 7] = [
             ("empty", empty.as_fd(), &udp),
             ("exact layer, UDP", exact.program(true), &udp),
             ("exact layer, TCP", exact.program(true), &tcp),
             ("exact layer and flows, UDP", flows.program(true), &udp),
             ("exact layer and flows, TCP", flows.program(true), &tcp),
+            ("with DNS and ARP, UDP", all.program(true), &udp),
+            ("with DNS and ARP, TCP", all.program(true), &tcp),
         ];
         let mut times = loads.map(|(what, _, _)| (what, Vec::new()));
         for _ in 0..ROUNDS {
@@ -96,7 +104,7 @@ fn nanoseconds_a_packet() {
                 times.push(test_run(*program, packet, Gso::default(), REPEAT).expect("test run").1);
             }
         }
-        for observer in [&exact, &flows] {
+        for observer in [&exact, &flows, &all] {
             let [counted, _] = observer.read(InterfaceKey(0)).expect("attached");
             let counted: u64 = counted.class.iter().map(|count| count.packets).sum();
             assert_eq!(counted, 2 * ROUNDS as u64 * u64::from(REPEAT), "each run is counted");
@@ -202,8 +210,14 @@ fn links_beside_filters() {
     batch(&host, INTERFACES as usize / 2, "link add v{} type veth peer name w{}");
     let time = |mode| {
         host.run(move || {
-            let mut observer =
-                Observer::load(Options { max_interfaces: 64, mode, max_flows: 0, log: false }).expect("load");
+            let mut observer = Observer::load(Options {
+                max_interfaces: 64,
+                mode,
+                max_flows: 0,
+                events: EventOptions::default(),
+                log: false,
+            })
+            .expect("load");
             let mut times: Vec<_> = (0..INTERFACES)
                 .map(|n| {
                     let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);

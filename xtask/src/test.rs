@@ -35,7 +35,7 @@ const PROGRAMS: [(&str, &str); 18] = [
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 25] = [
+const AREAS: [(&str, bool, bool); 28] = [
     ("cli", true, false),
     ("classifier", true, false),
     ("programs", true, false),
@@ -58,6 +58,9 @@ const AREAS: [(&str, bool, bool); 25] = [
     ("topology", false, true),
     ("drops", false, false),
     ("drops_engine", false, true),
+    ("dns", false, false),
+    ("dns_engine", false, true),
+    ("l2", false, false),
     ("prometheus", false, true),
     ("scale", false, false),
     ("churn", false, false),

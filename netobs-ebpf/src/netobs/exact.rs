@@ -9,6 +9,7 @@ use netobs_ebpf::{
 };
 
 use crate::{
+    events,
     flows::{self, Amount},
     maps,
 };
@@ -77,6 +78,9 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
     {
         increment::<LINK>(&mut counters.unflowed, len);
         plus::<LINK>(&mut counters.unflowed_truncated, u64::from(packet.version == Version::NONE));
+    }
+    if FLOWS {
+        events::look::<DIRECTION, LINK>(skb, slot, &packet);
     }
 }
 

@@ -330,7 +330,7 @@ fn ports(skb: *mut __sk_buff, transport: u32, protocol: u8, egress: bool) -> u32
 }
 
 #[inline(always)]
-fn load<const N: usize>(skb: *mut __sk_buff, offset: u32, to: &mut [u8; N]) -> bool {
+pub fn load<const N: usize>(skb: *mut __sk_buff, offset: u32, to: &mut [u8; N]) -> bool {
     // SAFETY: the destination has N bytes; the helper checks the offset.
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.as_mut_ptr().cast(), N as u32) == 0 }
 }

@@ -4,6 +4,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "an atomic addition without fetch is in no other place")]
 
+mod events;
 mod exact;
 mod flows;
 mod maps;
@@ -61,6 +62,17 @@ pub fn netobs_br_tcx_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netobs_br_tcx_out(ctx: TcContext) -> i32 {
     link::<EGRESS, false>(&ctx)
+}
+
+/// Clsact filter at egress of `lo` in a container's namespace, for the name server there. Counts nothing.
+#[classifier]
+pub fn netobs_lo(ctx: TcContext) -> i32 {
+    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+    let classid = unsafe { (*ctx.skb.skb).tc_classid };
+    if classid != 0 {
+        events::look_at_loopback(ctx.skb.skb, classid - 1);
+    }
+    TC_ACT_UNSPEC
 }
 
 /// What sockets of a cgroup receive; from the IP header on.

@@ -32,10 +32,11 @@ const NOT_ASSIGNED: i32 = -1;
 pub fn of_process(netlink: &mut Netlink, proc_root: &Path, pid: u32) -> io::Result<Namespace> {
     let identity = procfs::netns_identity(proc_root, pid)?;
     let host = identity == procfs::netns_identity(proc_root, std::process::id())?;
-    let mut namespace = Namespace { identity, nsid: None, host, links: Vec::new(), unseen: None };
+    let mut namespace = Namespace { identity, host, ..Namespace::default() };
     if host {
         return Ok(namespace);
     }
+    namespace.embedded_dns = procfs::has_embedded_dns(proc_root, pid)?;
     namespace.nsid = nsid(netlink, pid)?;
     if namespace.nsid.is_some() {
         namespace.links = inner_links(netlink, namespace.nsid)?;

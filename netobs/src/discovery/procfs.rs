@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, BufRead as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -50,6 +51,27 @@ pub fn v2_cgroup(proc_root: &Path, pid: u32, container_id: &str) -> io::Result<P
     let path = cgroup::v2_path(&text, container_id)
         .ok_or_else(|| unsupported("it has no cgroup of its own in the v2 tree to count it by"))?;
     Ok(root.join(path))
+}
+
+/// Whether Docker's name server is in a process's network namespace: a UDP socket of 127.0.0.11 (proc(5),
+/// `/proc/PID/net/udp`). There are no IPv4 sockets where there is no IPv4.
+///
+/// # Errors
+/// If the process is gone.
+pub fn has_embedded_dns(proc_root: &Path, pid: u32) -> io::Result<bool> {
+    let sockets = match fs::File::open(proc_root.join(pid.to_string()).join("net/udp")) {
+        Ok(sockets) => sockets,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    // `  123: 0B00007F:8A1C 00000000:0000 07 ...`, addresses as a number of the host's byte order.
+    let server = format!("{:08X}:", u32::from_ne_bytes([127, 0, 0, 11]));
+    for line in io::BufReader::new(sockets).lines() {
+        if line?.split_whitespace().nth(1).is_some_and(|address| address.starts_with(&server)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The engine's proxies for published ports: processes called `docker-proxy`, whose command line says what

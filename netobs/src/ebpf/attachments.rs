@@ -102,6 +102,32 @@ pub trait Attach: Send {
     fn peek_flows(&mut self) -> Vec<FlowRecord> {
         Vec::new()
     }
+
+    /// Whether name servers inside containers are observed.
+    fn observes_resolvers(&self) -> bool {
+        false
+    }
+
+    /// The name server inside the namespace that `netlink` is a client of and `entrance` leads to.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    fn attach_resolver(
+        &mut self,
+        _key: InterfaceKey,
+        _entrance: Entrance,
+        _netlink: &mut Netlink,
+    ) -> Result<(), AttachError> {
+        Err(AttachError::Gone)
+    }
+
+    fn detach_resolver(&mut self, _key: InterfaceKey) {}
+
+    /// Who had the slot of an event at a time, by its [`netobs_common::events::kind`]; and whether that is an
+    /// interface of the host.
+    fn holder(&self, _kind: u8, _slot: u32, _time_ns: u64) -> Option<(InterfaceKey, bool)> {
+        None
+    }
 }
 
 #[derive(Debug)]

@@ -83,7 +83,7 @@ fn pairs(ebpf: &mut Ebpf, names: &PairNames) -> Result<[Pair; 2], LoadError> {
     Ok([pair(0)?, pair(1)?])
 }
 
-fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
+pub fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {
     let fail = |source| LoadError::Program { name, source };
     let program: &mut SchedClassifier =
         ebpf.program_mut(name).ok_or(LoadError::Missing(name))?.try_into().map_err(fail)?;

@@ -16,10 +16,12 @@ use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS};
 use super::{
     attach::AttachMode,
     directory::Directory,
+    events::{EventOptions, EventRing, MIN_EVENT_BYTES},
     flows::{self, Flows, Size},
-    hooks::{Hooks, Names, PairNames},
+    hooks::{Hooks, Names, PairNames, classifier},
     log::{self, LogThread},
     mapping::Mapping,
+    resolvers::Resolvers,
 };
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
@@ -45,6 +47,7 @@ pub struct Options {
     pub mode: AttachMode,
     /// Flows that can be counted apart at a time, about; 0: no flows, and nothing of them in the programs.
     pub max_flows: u32,
+    pub events: EventOptions,
     /// Programs log what is odd about packets, for diagnosing them; costs when on.
     pub log: bool,
 }
@@ -74,6 +77,9 @@ pub struct Object {
     pub counters: Mapping,
     /// None where they are not asked for.
     pub flows: Option<Flows>,
+    /// None where they are not asked for, or taken.
+    pub events: Option<EventRing>,
+    pub resolvers: Option<Resolvers>,
     pub cpus: u32,
     _log: Option<LogThread>,
 }
@@ -87,6 +93,7 @@ impl Object {
         let size = Size::new(options.max_flows, cpus);
         let flow_mask = size.map_or(0, |size| size.cells_per_cpu - 1);
         let flow_seed = RandomState::new().hash_one(max_interfaces);
+        let (event_classes, names) = (options.events.classes(), u32::from(options.events.names));
         let mut loader = EbpfLoader::new();
         loader
             .btf(None)
@@ -94,6 +101,9 @@ impl Object {
             .override_global("MAX_INTERFACES", &max_interfaces, true)
             .override_global("FLOW_MASK", &flow_mask, true)
             .override_global("FLOW_SEED", &flow_seed, true)
+            .override_global("EVENT_CLASSES", &event_classes, true)
+            .override_global("NAMES", &names, true)
+            .map_max_entries("EVENTS", options.events.ring_bytes.max(MIN_EVENT_BYTES))
             .map_max_entries("COUNTERS", cpus * max_interfaces * DIRECTIONS)
             .map_max_entries("CROWDED", max_interfaces);
         if let Some(size) = size {
@@ -114,7 +124,10 @@ impl Object {
         let directory = Directory::new(Some(cells), HashMap::try_from(take(&mut ebpf, "CROWDED")?)?);
         let hooks = Hooks::load(&mut ebpf, &NAMES, directory)?;
         let flows = size.map(|size| flows(&ebpf, size)).transpose()?;
-        Ok((Self { counters, flows, cpus, _log: log }, hooks))
+        let resolvers = options.events.dns.then(|| classifier(&mut ebpf, "netobs_lo")).transpose()?;
+        let resolvers = resolvers.map(|program| Resolvers::new(program, max_interfaces));
+        let events = options.events.is_on().then(|| EventRing::of(&mut ebpf)).transpose()?;
+        Ok((Self { counters, flows, events, resolvers, cpus, _log: log }, hooks))
     }
 }
 

@@ -9,11 +9,12 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use netobs_common::{Counters, EGRESS, INGRESS, counter_index};
+use netobs_common::{Counters, EGRESS, INGRESS, counter_index, events::kind};
 
 use super::{
     attach::AttachMode,
     attachments::{Attach, AttachError, Attachments},
+    events::{EventRing, Holders, monotonic_ns},
     flows::{self, Flow},
     object::{LoadError, Object, Options},
     slots::Slots,
@@ -41,6 +42,7 @@ pub struct Observer {
     leaving: BTreeMap<u32, Leaving>,
     /// Those of `leaving` that were there when the draining began.
     gone: BTreeSet<u32>,
+    holders: Holders,
     /// Read while there was nobody to tell.
     flows: Vec<FlowRecord>,
 }
@@ -55,7 +57,7 @@ impl Observer {
         let attachments = Attachments::new(hooks, options.mode, Slots::new(options.max_interfaces))
             .map_err(LoadError::Netlink)?;
         let (leaving, gone, flows) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        Ok(Self { object, attachments, leaving, gone, flows })
+        Ok(Self { object, attachments, leaving, gone, holders: Holders::default(), flows })
     }
 
     /// The loaded program that finds its slot by ifindex, for `BPF_PROG_TEST_RUN`, which has no filter.
@@ -63,12 +65,20 @@ impl Observer {
         self.attachments.hooks().programs(false, ingress).tcx
     }
 
+    /// What is told of packets one by one, for one reader. None where nothing is, or it is taken already.
+    pub fn take_events(&mut self) -> Option<EventRing> {
+        self.object.events.take()
+    }
+
     /// Takes a slot for what `attach` attaches; gives it back if it could not.
     fn hold(
         &mut self,
+        key: InterfaceKey,
+        of_host: bool,
         attach: impl FnOnce(&mut Attachments, u32) -> Result<(), AttachError>,
     ) -> Result<(), AttachError> {
         let slot = self.take_slot()?;
+        self.holders.enter(slot, key, of_host, monotonic_ns());
         let attached = attach(&mut self.attachments, slot);
         if attached.is_err() {
             self.clear(slot);
@@ -146,7 +156,7 @@ impl Attach for Observer {
     }
 
     fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError> {
-        self.hold(|attachments, slot| attachments.attach(key, slot, ifindex, bridge))
+        self.hold(key, true, |attachments, slot| attachments.attach(key, slot, ifindex, bridge))
     }
 
     fn attach_inside(
@@ -156,11 +166,13 @@ impl Attach for Observer {
         netlink: &mut Netlink,
         ifindex: u32,
     ) -> Result<(), AttachError> {
-        self.hold(|attachments, slot| attachments.attach_inside(key, slot, entrance, netlink, ifindex))
+        self.hold(key, false, |attachments, slot| {
+            attachments.attach_inside(key, slot, entrance, netlink, ifindex)
+        })
     }
 
     fn attach_cgroup(&mut self, key: InterfaceKey, cgroup: &File) -> Result<(), AttachError> {
-        self.hold(|attachments, slot| attachments.attach_cgroup(key, slot, cgroup))
+        self.hold(key, false, |attachments, slot| attachments.attach_cgroup(key, slot, cgroup))
     }
 
     fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
@@ -222,6 +234,35 @@ impl Attach for Observer {
             flows.peek(|flow| records.extend(interfaces.record(&flow)));
         }
         records
+    }
+
+    fn observes_resolvers(&self) -> bool {
+        self.object.resolvers.is_some()
+    }
+
+    fn attach_resolver(
+        &mut self,
+        key: InterfaceKey,
+        entrance: Entrance,
+        netlink: &mut Netlink,
+    ) -> Result<(), AttachError> {
+        match &mut self.object.resolvers {
+            Some(resolvers) => resolvers.attach(key, entrance, netlink),
+            None => Err(AttachError::Gone),
+        }
+    }
+
+    fn detach_resolver(&mut self, key: InterfaceKey) {
+        if let Some(resolvers) = &mut self.object.resolvers {
+            resolvers.detach(key);
+        }
+    }
+
+    fn holder(&self, kind: u8, slot: u32, time_ns: u64) -> Option<(InterfaceKey, bool)> {
+        if u32::from(kind) == kind::EMBEDDED {
+            return self.object.resolvers.as_ref()?.holder(slot, time_ns).map(|key| (key, false));
+        }
+        self.holders.at(slot, time_ns)
     }
 }
 

@@ -304,6 +304,9 @@ impl State {
             }
         }
         if !known.own {
+            if let Some(container) = self.containers.get_mut(&known.container) {
+                container.foreign += stack(tx);
+            }
             return;
         }
         let local = Peer::Container(known.container);

@@ -38,6 +38,7 @@ impl State {
                 self.fold_container(id, entry, owned.get(id.as_str()).map_or(&[], Vec::as_slice))
             })
             .collect();
+        self.fold_events(&mut containers);
         containers.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         let mut networks: Vec<Network> =
             self.networks.values().map(|network| self.fold_network(network, &containers)).collect();
@@ -66,6 +67,7 @@ impl State {
                 attach_latency: self.attach_latency.clone(),
                 event_overruns: self.event_overruns,
                 tcp: self.tcp_status(),
+                events: self.event_health(),
                 flows: self.flows.is_on().then(|| FlowHealth {
                     listed: self.flows.flows.len(),
                     unlisted: self.flows.unlisted,
@@ -211,6 +213,9 @@ impl State {
             drops,
             published: self.fold_published(entry, owned),
             tcp: self.fold_tcp(entry),
+            foreign_address: self.flows.is_on().then_some(entry.foreign),
+            dns: None,
+            arp: None,
             classes: entry
                 .classes
                 .iter()

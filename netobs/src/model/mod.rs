@@ -2,11 +2,14 @@
 //!
 //! Pure: no aya, tokio, terminal, filesystem or clock. Time comes in as a parameter.
 
+pub mod arp;
 pub mod capture;
 pub mod class;
 pub mod conversation;
+pub mod dns;
 pub mod drops;
 pub mod edge;
+pub mod event;
 pub mod flow;
 mod fold;
 pub mod published;
@@ -21,6 +24,7 @@ pub mod update;
 pub use netobs_common::trace::TraceCounts;
 
 pub use capture::{Book, Dropped, Packet, Point, PointOwner, Way};
+pub use event::Looked;
 pub use snapshot::{
     AgentHealth, Baseline, Compose, Container, Drops, Endpoint, EngineStatus, Interface, Latency, Network,
     Published, Rates, Snapshot, Subnet, Via,

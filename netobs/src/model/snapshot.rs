@@ -11,9 +11,11 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
+    arp::ArpReport,
     class::Class,
     drops::DropReport,
     edge::EdgeCount,
+    event::{DnsReport, EventHealth},
     tcp::TcpHealth,
     traffic::{Count, Traffic},
     update::{ContainerState, InterfaceKind, Place, Protocol},
@@ -86,6 +88,13 @@ pub struct Container {
     pub classes: Vec<ClassTraffic>,
     /// How its TCP connections fared. None: not known.
     pub tcp: Option<TcpHealth>,
+    /// IP packets that it sent from an address that is not its own: it passes them on, or lies. Of flows; none
+    /// where these are off.
+    pub foreign_address: Option<Count>,
+    /// None where it is not looked at.
+    pub dns: Option<DnsReport>,
+    /// None where it is not looked at.
+    pub arp: Option<ArpReport>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -350,6 +359,8 @@ pub struct AgentHealth {
     pub flows: Option<FlowHealth>,
     /// None where nobody looks how TCP connections fare.
     pub tcp: Option<TcpStatus>,
+    /// None where no packets are told of one by one.
+    pub events: Option<EventHealth>,
 }
 
 /// How well it is known how TCP connections fare.

@@ -13,6 +13,7 @@ use netobs_common::Counters;
 
 use super::{
     drops::DropState,
+    event::{EventTable, Seen},
     flow::{ByClass, FlowOptions, Table},
     published::PortTotals,
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
@@ -71,6 +72,7 @@ pub struct State {
     pub(super) drops: Option<DropState>,
     /// None if nobody looks how TCP connections fare.
     pub(super) tcp: Option<TcpState>,
+    pub(super) events: EventTable,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,10 @@ pub(super) struct ContainerEntry {
     pub ports: PortTotals,
     /// How the connections of its sockets fared.
     pub tcp: TcpCounts,
+    /// Sent by flows whose source address is not its own.
+    pub foreign: Count,
+    /// Its packets that are told of one by one, but for those of attachments that go on.
+    pub seen: Seen,
     /// It was seen alive by this run; one that had exited before is not shown.
     pub lived: bool,
     pub ended: Option<Instant>,
@@ -168,6 +174,7 @@ impl State {
             interval: None,
             drops: None,
             tcp: None,
+            events: EventTable::default(),
         }
     }
 
@@ -251,6 +258,9 @@ impl State {
                 self.learn_bridges();
                 self.refresh_networks();
             }
+            Update::Events(batch) => self.events(batch),
+            Update::Resolver { container, observed } => self.resolver(container, observed),
+            Update::ResolverGone { key } => self.end_events(key, now),
             Update::Drops(sample) => self.dropped(*sample, now),
             Update::Tcp(sample) => self.tcp(*sample, now),
             Update::EventsLost => self.event_overruns += 1,
@@ -271,6 +281,7 @@ impl State {
         self.interfaces.retain(|_, entry| !over(entry.ended));
         self.expire_drops(now, grace);
         self.expire_tcp(now);
+        self.expire_events(now, grace);
         self.containers.retain(|_, entry| {
             // One that still exists may be started again, and its counters go on then.
             !(entry.info.state == ContainerState::Removed && over(entry.ended))
@@ -401,6 +412,7 @@ impl State {
         if let Some(point) = self.point(sample.key) {
             self.flows.end(sample.key, point, now);
         }
+        self.end_events(sample.key, now);
         let Some(mut entry) = self.interfaces.remove(&sample.key) else { return };
         entry.sample(sample, now);
         entry.rates = None;

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{
     drops::DropSample,
+    event::EventBatch,
     snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet},
     tcp::TcpSample,
 };
@@ -310,6 +311,8 @@ pub struct Namespace {
     /// It is the host's own.
     pub host: bool,
     pub links: Vec<InnerLink>,
+    /// Docker's name server is in it, at 127.0.0.11.
+    pub embedded_dns: bool,
     /// Why what is in it could not be seen.
     pub unseen: Option<String>,
 }
@@ -354,6 +357,17 @@ pub enum Update {
     HostAddresses(BTreeSet<IpAddr>),
     /// Engines' proxies for published ports that run.
     Proxies(BTreeSet<Proxy>),
+    /// Packets that are told of one by one.
+    Events(EventBatch),
+    /// The name server inside a container's namespace: where it is observed, or why it is not.
+    Resolver {
+        container: String,
+        observed: Result<InterfaceKey, String>,
+    },
+    /// It is not observed any more.
+    ResolverGone {
+        key: InterfaceKey,
+    },
     /// Packets that the kernel dropped.
     Drops(Box<DropSample>),
     /// How TCP connections fared.

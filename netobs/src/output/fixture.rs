@@ -11,8 +11,11 @@ use crate::model::{
     self, AgentHealth, Baseline, Compose, Container, ContainerState, Drops, Endpoint, EngineStatus,
     FlowCount, Interface, InterfaceKind, Latency, Network, Place, Protocol, Published, Rates, Snapshot,
     Subnet, Traffic, Via,
+    arp::{ArpCounts, ArpReport, Conflict},
     class::Class,
+    dns::{DnsCounts, DnsLatency, Path, Role},
     edge::EdgeCount,
+    event::{DnsMessages, DnsName, DnsReport, EventHealth, LostEvents},
     snapshot::{
         Binding, ClassTraffic, Client, ContainerInterface, Edge, EdgeEnd, FlowHealth, PortCount,
         PublishedTraffic, TcpStatus,
@@ -140,6 +143,39 @@ fn tcp() -> TcpHealth {
     }
 }
 
+/// Ten queries with nine responses, of 300 µs each.
+fn dns() -> DnsReport {
+    let mut latency = DnsLatency { sum_ns: 9 * 300_000, ..DnsLatency::default() };
+    latency.buckets[2] = 9;
+    let responses = [("NOERROR", 8), ("NXDOMAIN", 1)].into();
+    let counts = DnsCounts { queries: 10, responses, unanswered: 1, latency, ..DnsCounts::default() };
+    DnsReport {
+        messages: vec![DnsMessages { role: Role::Client, via: Path::Embedded, pending: 0, counts }],
+        malformed: 4,
+        names: Some(vec![DnsName { name: "db".into(), queries: 9 }]),
+        other_names: 1,
+        ..DnsReport::default()
+    }
+}
+
+fn arp() -> ArpReport {
+    ArpReport {
+        counts: ArpCounts {
+            requests_tx: 7,
+            replies_rx: 5,
+            unanswered: 2,
+            duplicates: 1,
+            ..ArpCounts::default()
+        },
+        conflicts: vec![Conflict {
+            address: std::net::Ipv4Addr::new(172, 18, 0, 2),
+            network: Some("shop_default".into()),
+            macs: vec!["02:42:ac:12:00:02".into(), "02:42:ac:12:00:09".into()],
+            containers: vec!["web-1".into()],
+        }],
+    }
+}
+
 pub fn snapshot() -> Snapshot {
     let mut ended = container('d', "job", "shop_default", 7);
     ended.state = ContainerState::Exited;
@@ -159,6 +195,9 @@ pub fn snapshot() -> Snapshot {
     let mut web = container('a', "web-1", "shop_default", 100);
     web.published = vec![published()];
     web.tcp = Some(tcp());
+    web.foreign_address = Some(model::Count { packets: 3, bytes: 300 });
+    web.dns = Some(dns());
+    web.arp = Some(arp());
     let part = |n| model::Count { packets: n, bytes: 100 * n };
     let class =
         |class, n| ClassTraffic { network: Some("shop_default".into()), class, rx: part(n), tx: part(2 * n) };
@@ -262,6 +301,7 @@ pub fn snapshot() -> Snapshot {
         attach_latency: Latency::default(),
         flows: Some(FlowHealth { listed: 3, unlisted: 1, ..FlowHealth::default() }),
         tcp: Some(TcpStatus { lost: BTreeMap::from([("full", 0), ("flow", 2)]) }),
+        events: Some(EventHealth { lost: LostEvents { dns: 2, embedded_dns: 0, arp: 1 }, strays: 0 }),
     };
     for us in [80, 300, 400, 2_000_000] {
         snapshot.agent.attach_latency.observe(Duration::from_micros(us));

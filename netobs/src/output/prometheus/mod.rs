@@ -5,6 +5,7 @@
 mod cadvisor;
 mod containers;
 mod drops;
+mod events;
 mod exposition;
 mod flows;
 mod host;
@@ -52,6 +53,7 @@ fn families(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> 
     flows::write(snapshot, out)?;
     tcp::write(snapshot, out)?;
     drops::write(snapshot, out)?;
+    events::write(snapshot, out)?;
     host::write(snapshot, out)
 }
 

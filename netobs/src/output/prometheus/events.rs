@@ -1,0 +1,214 @@
+//! Families about DNS messages and ARP, and what of them was lost.
+
+use prometheus::{
+    Error,
+    proto::{Bucket, Histogram, Metric, MetricType},
+};
+
+use super::exposition::{Exposition, Labels, float, merge};
+use crate::{
+    model::{
+        Container, Count, Snapshot,
+        arp::ArpCounts,
+        dns::{DNS_BOUNDS_US, DnsCounts, DnsLatency},
+        event::DnsMessages,
+    },
+    output::format::short_id,
+};
+
+const US_PER_SECOND: f64 = 1e6;
+const NS_PER_SECOND: f64 = 1e9;
+
+type DnsField = (&'static str, &'static str, fn(&DnsCounts) -> u64);
+const DNS: [DnsField; 6] = [
+    ("queries", "DNS queries, those that were sent again included", |dns| dns.queries),
+    ("retransmitted", "DNS queries that were sent again while the first was waited for", |dns| {
+        dns.retransmitted
+    }),
+    ("unanswered", "DNS queries without a response within 5 seconds", |dns| dns.unanswered),
+    (
+        "unmatched_responses",
+        "DNS responses that nobody waited for: too late, twice, never asked for",
+        |dns| dns.unmatched,
+    ),
+    ("truncated_responses", "DNS responses that are only part of the answer", |dns| dns.truncated),
+    ("untracked", "DNS queries that there was no room to wait for", |dns| dns.untracked),
+];
+
+type ArpField = (&'static str, &'static str, fn(&ArpCounts) -> u64);
+const ARP: [ArpField; 9] = [
+    ("receive_requests", "ARP requests received by the container", |arp| arp.requests_rx),
+    ("transmit_requests", "ARP requests sent by the container", |arp| arp.requests_tx),
+    ("receive_replies", "ARP replies received by the container", |arp| arp.replies_rx),
+    ("transmit_replies", "ARP replies sent by the container", |arp| arp.replies_tx),
+    (
+        "announcements",
+        "ARP requests sent by the container that ask nobody: gratuitous ones and probes",
+        |arp| arp.announcements,
+    ),
+    ("unanswered", "ARP requests sent by the container without a reply within a second", |arp| {
+        arp.unanswered
+    }),
+    ("untracked", "ARP requests sent by the container that there was no room to wait for", |arp| {
+        arp.untracked
+    }),
+    (
+        "duplicate_address",
+        "Times that another MAC address was found to claim an IPv4 address that the container claims",
+        |arp| arp.duplicates,
+    ),
+    ("other", "ARP packets that are neither requests nor replies of IPv4 over Ethernet", |arp| arp.other),
+];
+
+pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    write_messages(snapshot, out)?;
+    write_responses(snapshot, out)?;
+    write_latency(snapshot, out)?;
+    write_rest(snapshot, out)?;
+    write_arp(snapshot, out)?;
+    write_foreign(snapshot, out)?;
+    let Some(health) = &snapshot.agent.events else { return Ok(()) };
+    let lost = health.lost.each().map(|(kind, lost)| (Labels::new(["kind"], [kind]), lost));
+    counters(
+        "netobs_events_lost_total",
+        "DNS and ARP packets of containers that were not looked at, since the ring was full",
+        lost.into_iter(),
+        out,
+    )
+}
+
+fn messages(snapshot: &Snapshot) -> impl Iterator<Item = (&Container, &DnsMessages)> {
+    snapshot.containers.iter().flat_map(|container| {
+        let reports = container.dns.iter();
+        reports.flat_map(|report| &report.messages).map(move |messages| (container, messages))
+    })
+}
+
+fn of_container(container: &Container) -> Labels {
+    Labels::new(["container", "id"], [&container.name, short_id(&container.id)])
+}
+
+fn labels((container, messages): (&Container, &DnsMessages)) -> Labels {
+    let values = [&container.name, short_id(&container.id), messages.role.name(), messages.via.name()];
+    Labels::new(["container", "id", "role", "via"], values)
+}
+
+fn write_messages(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    for (field, help, value) in DNS {
+        let samples = messages(snapshot).map(|of| (labels(of), value(&of.1.counts)));
+        counters(&format!("netobs_container_dns_{field}_total"), help, samples, out)?;
+    }
+    Ok(())
+}
+
+fn write_responses(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    let samples = messages(snapshot).flat_map(|(container, messages)| {
+        messages.counts.responses.iter().map(move |(code, count)| {
+            let values =
+                [&container.name, short_id(&container.id), messages.role.name(), messages.via.name(), code];
+            (Labels::new(["container", "id", "role", "via", "rcode"], values), *count)
+        })
+    });
+    counters("netobs_container_dns_responses_total", "DNS responses by their code", samples, out)
+}
+
+fn write_latency(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    let samples = merge(messages(snapshot).map(|of| (labels(of), of.1.counts.latency)), |sum, more| {
+        for (sum, more) in sum.buckets.iter_mut().zip(more.buckets) {
+            *sum += more;
+        }
+        sum.sum_ns += more.sum_ns;
+    });
+    let mut metrics: Vec<Metric> = samples
+        .into_iter()
+        .map(|(labels, latency)| {
+            let mut metric = labels.metric();
+            metric.set_histogram(histogram(&latency));
+            metric
+        })
+        .collect();
+    let help = "Time from a DNS query to its first response, where the container is attached to".to_owned();
+    out.family("netobs_container_dns_latency_seconds".to_owned(), help, MetricType::HISTOGRAM, &mut metrics)
+}
+
+fn histogram(latency: &DnsLatency) -> Histogram {
+    let mut below = 0;
+    let buckets = DNS_BOUNDS_US.iter().zip(latency.buckets).map(|(bound, observed)| {
+        below += observed;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(float(*bound) / US_PER_SECOND);
+        bucket.set_cumulative_count(below);
+        bucket
+    });
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(latency.count());
+    histogram.set_sample_sum(float(latency.sum_ns) / NS_PER_SECOND);
+    histogram
+}
+
+/// What is no query or response, and names where these are asked for.
+fn write_rest(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    let reports =
+        || snapshot.containers.iter().filter_map(|container| Some((container, container.dns.as_ref()?)));
+    counters(
+        "netobs_container_dns_malformed_total",
+        "Datagrams from or to port 53 that are no DNS messages",
+        reports().map(|(container, report)| (of_container(container), report.malformed)),
+        out,
+    )?;
+    counters(
+        "netobs_container_dns_other_total",
+        "DNS messages that are neither queries nor their responses",
+        reports().map(|(container, report)| (of_container(container), report.other)),
+        out,
+    )?;
+    let names = reports().flat_map(|(container, report)| {
+        let named = report.names.iter().flatten().map(|name| (name.name.as_str(), name.queries));
+        let other = (report.other_names > 0).then_some(("other", report.other_names));
+        named.chain(other).map(move |(name, queries)| {
+            let values = [container.name.as_str(), short_id(&container.id), name];
+            (Labels::new(["container", "id", "name"], values), queries)
+        })
+    });
+    let help =
+        "DNS queries of the container by name; other: no room for one more, or not all of the name is there";
+    counters("netobs_container_dns_name_queries_total", help, names, out)
+}
+
+fn write_arp(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    for (field, help, value) in ARP {
+        let samples = snapshot
+            .containers
+            .iter()
+            .filter_map(|container| Some((of_container(container), value(&container.arp.as_ref()?.counts))));
+        counters(&format!("netobs_container_arp_{field}_total"), help, samples, out)?;
+    }
+    Ok(())
+}
+
+fn write_foreign(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    type Field = (&'static str, fn(&Count) -> u64);
+    let fields: [Field; 2] = [("packets", |count| count.packets), ("bytes", |count| count.bytes)];
+    for (unit, value) in fields {
+        let samples = snapshot.containers.iter().filter_map(|container| {
+            Some((of_container(container), value(container.foreign_address.as_ref()?)))
+        });
+        let name = format!("netobs_container_foreign_address_transmit_{unit}_total");
+        let help = format!("IP {unit} sent by the container from an address that is not its own");
+        counters(&name, &help, samples, out)?;
+    }
+    Ok(())
+}
+
+fn counters(
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (Labels, u64)>,
+    out: &mut Exposition<'_>,
+) -> Result<(), Error> {
+    let samples = merge(samples, |sum, more| *sum += more);
+    let (mut metrics, values): (Vec<Metric>, Vec<u64>) =
+        samples.into_iter().map(|(labels, value)| (labels.metric(), value)).unzip();
+    out.counters(name.to_owned(), help.to_owned(), &mut metrics, |at| values[at])
+}

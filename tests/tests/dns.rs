@@ -1,0 +1,463 @@
+//! DNS as containers see it, on real traffic and to the message. Without an engine, so that it runs on any kernel.
+
+use std::{net::SocketAddr, time::Duration};
+
+use netobs_tests::{
+    dns::{self, Server, WAIT, latency, messages},
+    http,
+    netns::Netns,
+    pretend::Pretend,
+    program::{Agent, LIMIT, Watch, container, number, signal},
+    wait_for,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const OPTIONS: [&str; 2] = ["--no-engine", "--grace=60s"];
+
+/// A host with a bridge and containers on it that `/proc` tells of.
+struct World {
+    host: Netns,
+    containers: Vec<Pretend>,
+}
+
+impl World {
+    fn new(count: usize) -> Self {
+        let host = Netns::new();
+        host.sh("ip link add br-dns type bridge mcast_snooping 0; ip link set br-dns up");
+        let containers: Vec<Pretend> = (0..count).map(|_| Pretend::new()).collect();
+        for (n, container) in containers.iter().enumerate() {
+            host.sh(&format!(
+                "ip link add veth{n} type veth peer name eth0 netns {}; ip link set veth{n} master br-dns up",
+                container.netns().pid()
+            ));
+            container.netns().sh(&format!("ip addr add 10.53.0.{}/24 dev eth0; ip link set eth0 up", n + 10));
+        }
+        Self { host, containers }
+    }
+
+    fn netns(&self, n: usize) -> &Netns {
+        self.containers[n].netns()
+    }
+
+    fn name(&self, n: usize) -> &str {
+        self.containers[n].name()
+    }
+
+    /// `netobs watch` that knows all containers and their interfaces.
+    fn watch(&self, options: &[&str]) -> Watch {
+        let watch = Watch::start(Some(&self.host), &[&OPTIONS, options].concat());
+        for container in &self.containers {
+            watch.until("its interface", |snapshot| {
+                let now = self::container(snapshot, container.name())?;
+                (now["interfaces"].as_array()?.len() == 1).then_some(())
+            });
+        }
+        watch
+    }
+
+    /// Waits until so many queries of a container have been seen, and what is looked for.
+    fn until(&self, watch: &Watch, n: usize, role: &str, look: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        wait_for(&format!("messages of {role} {n}"), LIMIT, || {
+            last = container(&watch.fresh(), self.name(n)).ok_or("no container")?;
+            let found = messages(&last, role, "wire").filter(&look);
+            found.ok_or_else(|| last["dns"].to_string())
+        })
+    }
+}
+
+fn server(n: usize) -> SocketAddr {
+    format!("10.53.0.{}:53", n + 10).parse().expect("an address")
+}
+
+/// So many queries, and all have their answers: they are told of some at a time.
+fn is_done(messages: &Value, queries: u64) -> bool {
+    number(messages, "queries") == queries && number(messages, "pending") == 0
+}
+
+fn counts(messages: &Value) -> [u64; 6] {
+    ["queries", "retransmitted", "unmatched", "unanswered", "untracked", "pending"]
+        .map(|part| number(messages, part))
+}
+
+fn responses(messages: &Value) -> String {
+    messages["responses"].to_string()
+}
+
+/// As the client itself measures it, and as long as the server waits at least; both ends, each in its role.
+#[test]
+fn latency_and_response_codes() {
+    let world = World::new(2);
+    let watch = world.watch(&[]);
+    let _server = Server::start(world.netns(1), server(1));
+    let mut measured = Duration::ZERO;
+    for (name, times) in [("web.example", 10), ("nowhere.example", 3), ("sick.example", 2)] {
+        measured += dns::ask(world.netns(0), server(1), name, times);
+    }
+    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 15));
+    assert_eq!(counts(&client), [15, 0, 0, 0, 0, 0], "{client}");
+    assert_eq!(responses(&client), r#"{"NOERROR":10,"NXDOMAIN":3,"SERVFAIL":2}"#);
+    let (count, sum) = latency(&client);
+    assert_eq!(count, 15, "{client}");
+    assert!(sum >= 15 * WAIT && sum <= measured, "{sum:?}, the client itself {measured:?}");
+    // Of 50 ms and less there is none, as it waits longer than that.
+    let buckets = client["latency"]["buckets"].as_array().expect("buckets");
+    assert_eq!(buckets[..9].iter().map(|bucket| bucket.as_u64().unwrap_or(1)).sum::<u64>(), 0, "{client}");
+
+    let asked = world.until(&watch, 1, "server", |messages| is_done(messages, 15));
+    assert_eq!(counts(&asked), [15, 0, 0, 0, 0, 0], "{asked}");
+    assert_eq!(responses(&asked), responses(&client));
+    let (_, served) = latency(&asked);
+    assert!(served >= 15 * WAIT && served <= sum, "{served:?} of {sum:?}");
+    let both = container(&watch.fresh(), world.name(1)).expect("the server");
+    assert!(messages(&both, "client", "wire").is_none(), "it asks nobody: {both}");
+    assert_eq!((number(&both, "dns.malformed"), number(&both, "dns.other")), (0, 0));
+}
+
+#[test]
+fn unanswered_sent_again_and_answered_twice() {
+    let world = World::new(2);
+    let watch = world.watch(&[]);
+    let _server = Server::start(world.netns(1), server(1));
+    // The same query three times, another once, and one whose answer comes twice.
+    let silent = dns::query(7, "quiet.example");
+    dns::send(world.netns(0), server(1), vec![silent.clone(), silent.clone(), silent, dns::query(8, "q")]);
+    let waiting = world.until(&watch, 0, "client", |messages| number(messages, "queries") == 4);
+    assert_eq!(counts(&waiting), [4, 2, 0, 0, 0, 2], "{waiting}");
+    dns::ask(world.netns(0), server(1), "double.example", 1);
+    // Nobody listens there.
+    let nobody: SocketAddr = "10.53.0.99:53".parse().expect("an address");
+    world.netns(0).sh("ip neigh add 10.53.0.99 lladdr 02:00:00:00:00:99 dev eth0");
+    dns::send(world.netns(0), nobody, vec![dns::query(9, "web")]);
+    let done = world.until(&watch, 0, "client", |messages| {
+        number(messages, "queries") == 6 && number(messages, "pending") == 0
+    });
+    assert_eq!(counts(&done), [6, 2, 1, 3, 0, 0], "{done}");
+    assert_eq!(responses(&done), r#"{"NOERROR":2}"#);
+    assert_eq!(latency(&done).0, 1);
+}
+
+/// The same server, the same IDs and ports, at the same time.
+#[test]
+fn two_containers_are_not_mixed() {
+    let world = World::new(3);
+    let watch = world.watch(&[]);
+    let _server = Server::start(world.netns(2), server(2));
+    let ask = |n: usize, name: &'static str, times: u16| {
+        world.netns(n).spawn(move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:4053").expect("bind");
+            socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+            socket.connect(server(2)).expect("connect");
+            for id in 0..times {
+                socket.send(&dns::query(id, name)).expect("ask");
+                socket.recv(&mut [0; 512]).expect("an answer");
+            }
+        })
+    };
+    let (first, second) = (ask(0, "web.example", 8), ask(1, "nowhere.example", 5));
+    first.join().expect("the first");
+    second.join().expect("the second");
+    let settled = |n: usize, queries| world.until(&watch, n, "client", |messages| is_done(messages, queries));
+    let (one, two) = (settled(0, 8), settled(1, 5));
+    assert_eq!((counts(&one), responses(&one).as_str()), ([8, 0, 0, 0, 0, 0], r#"{"NOERROR":8}"#), "{one}");
+    assert_eq!((counts(&two), responses(&two).as_str()), ([5, 0, 0, 0, 0, 0], r#"{"NXDOMAIN":5}"#), "{two}");
+    let asked = world.until(&watch, 2, "server", |messages| is_done(messages, 13));
+    assert_eq!(counts(&asked), [13, 0, 0, 0, 0, 0], "{asked}");
+}
+
+#[test]
+fn over_ipv6() {
+    let world = World::new(2);
+    for n in 0..2 {
+        world.netns(n).sh(&format!(
+            "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0; ip addr add fd53::{:x}/64 dev eth0 nodad",
+            n + 10
+        ));
+    }
+    let watch = world.watch(&[]);
+    let address: SocketAddr = "[fd53::b]:53".parse().expect("an address");
+    let _server = Server::start(world.netns(1), address);
+    let measured = dns::ask(world.netns(0), address, "web.example", 4);
+    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 4));
+    assert_eq!(counts(&client), [4, 0, 0, 0, 0, 0], "{client}");
+    let (count, sum) = latency(&client);
+    assert!(count == 4 && sum >= 4 * WAIT && sum <= measured, "{client}");
+}
+
+/// Whatever is sent to the port: it is no query, it is counted, and nothing breaks.
+#[test]
+fn garbage_is_no_query() {
+    let world = World::new(2);
+    let watch = world.watch(&["--dns-names"]);
+    let sink = world.netns(1).run(|| std::net::UdpSocket::bind("0.0.0.0:53").expect("bind"));
+    let mut garbage: Vec<Vec<u8>> = (0..12).map(|length| vec![0xff; length]).collect();
+    garbage.extend([vec![0; 12], vec![0; 500], vec![0xff; 600], vec![0; 1400]]);
+    let malformed = garbage.len() as u64;
+    // A notification is a message, and no query.
+    let mut notify = dns::query(3, "example");
+    notify[2] = 0x20;
+    garbage.push(notify);
+    dns::send(world.netns(0), server(1), garbage);
+    drop(sink);
+    let _server = Server::start(world.netns(1), server(1));
+    dns::ask(world.netns(0), server(1), "instant", 1);
+    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 1));
+    assert_eq!(counts(&client), [1, 0, 0, 0, 0, 0], "{client}");
+    for n in 0..2 {
+        let seen = container(&watch.fresh(), world.name(n)).expect("there");
+        assert_eq!(
+            (number(&seen, "dns.malformed"), number(&seen, "dns.other")),
+            (malformed, 1),
+            "{n}: {seen}"
+        );
+    }
+}
+
+/// Nobody reads the ring for a while: what did not fit is counted, and the sum is all that was sent.
+#[test]
+fn what_finds_the_ring_full_is_counted() {
+    const SENT: u64 = 500;
+    let world = World::new(2);
+    let watch = world.watch(&["--event-buffer=4k", "--no-arp"]);
+    let mac = netobs_tests::kernel::mac(world.netns(1), "eth0");
+    world.netns(0).sh(&format!("ip neigh replace 10.53.0.11 lladdr {mac} dev eth0"));
+    let sink = world.netns(1).run(|| std::net::UdpSocket::bind("0.0.0.0:53").expect("bind"));
+    signal(watch.pid(), Signal::SIGSTOP);
+    let queries = (0..SENT as u16).map(|id| dns::query(id, "web")).collect();
+    dns::send(world.netns(0), server(1), queries);
+    signal(watch.pid(), Signal::SIGCONT);
+    let (seen, lost) = watch.until("all of them", |snapshot| {
+        let seen = |n: usize, role: &str| {
+            let container = container(snapshot, world.name(n))?;
+            Some(messages(&container, role, "wire").map_or(0, |messages| number(&messages, "queries")))
+        };
+        let seen = seen(0, "client")? + seen(1, "server")?;
+        let lost = number(snapshot, "agent.events.lost.dns");
+        // Both ends are told of.
+        (seen + lost == 2 * SENT).then_some((seen, lost))
+    });
+    assert!(seen > 20 && lost > 500, "seen {seen}, lost {lost}");
+    drop(sink);
+    // And afterwards all are seen again.
+    let _server = Server::start(world.netns(1), server(1));
+    dns::ask(world.netns(0), server(1), "instant", 5);
+    let client = world
+        .until(&watch, 0, "client", |messages| messages["responses"]["NOERROR"].as_u64().unwrap_or(0) == 5);
+    assert_eq!(latency(&client).0, 5, "{client}");
+    assert_eq!(number(&watch.fresh(), "agent.events.lost.dns"), lost);
+}
+
+#[test]
+fn names_only_where_asked_for() {
+    let world = World::new(2);
+    let _server = Server::start(world.netns(1), server(1));
+    let ask = || {
+        for (name, times) in [("i.Example.com", 3), ("I.example.COM", 2), ("in\x1b\"space .x", 4), ("it", 1)]
+        {
+            dns::ask(world.netns(0), server(1), name, times);
+        }
+        // As many names as there is room for, and more.
+        let many = (0..1100).map(|n| dns::query(n, &format!("q{n}"))).collect();
+        dns::send(world.netns(0), server(1), many);
+    };
+    let agent =
+        Agent::start_in(Some(&world.host), &[&OPTIONS[..], &["--dns-names", "--event-buffer=4M"]].concat());
+    let get = |path: &'static str| {
+        let port = agent.port;
+        let (status, body) =
+            world.host.run(move || http::get(port, path)).map_err(|error| error.to_string())?;
+        if status == 200 { Ok(body) } else { Err(body) }
+    };
+    let of = |n: usize| -> Result<Value, String> {
+        let snapshot = serde_json::from_str(&get("/api/v1/snapshot")?).map_err(|error| error.to_string())?;
+        container(&snapshot, world.name(n)).ok_or_else(|| "no container".to_owned())
+    };
+    wait_for("its interface", LIMIT, || {
+        if of(0)?["interfaces"].as_array().is_some_and(|all| all.len() == 1) {
+            Ok(())
+        } else {
+            Err("no".into())
+        }
+    });
+    ask();
+    let seen = wait_for("all queries", LIMIT, || {
+        let seen = of(0)?;
+        let queries = messages(&seen, "client", "wire").map_or(0, |messages| number(&messages, "queries"));
+        if queries == 1110 { Ok(seen) } else { Err(queries.to_string()) }
+    });
+    let names = seen["dns"]["names"].as_array().expect("names").clone();
+    let first: Vec<String> =
+        names[..3].iter().map(|name| format!("{} {}", name["name"], name["queries"])).collect();
+    assert_eq!(first, [r#""i.example.com" 5"#, r#""in\\027\"space\\032.x" 4"#, r#""it" 1"#]);
+    assert_eq!((names.len(), number(&seen, "dns.other_names")), (1000, 103));
+    let metrics = get("/metrics").expect("metrics");
+    let series = |name: &str| {
+        metrics.lines().filter(|line| line.starts_with(&format!("{name}{{"))).collect::<Vec<_>>()
+    };
+    let named = series("netobs_container_dns_name_queries_total");
+    assert_eq!(named.len(), 1001, "and one for the rest");
+    assert!(named.iter().any(|line| line.contains(r#"name="i.example.com"} 5"#)), "{named:?}");
+    assert!(named.iter().any(|line| line.contains(r#"name="other"} 103"#)), "{named:?}");
+    let queries = series("netobs_container_dns_queries_total");
+    let client = format!("container=\"{}\"", world.name(0));
+    assert!(
+        queries
+            .iter()
+            .any(|line| line.contains(&client) && line.contains(r#"role="client",via="wire"} 1110"#)),
+        "{queries:?}"
+    );
+    drop(agent);
+
+    let watch = world.watch(&[]);
+    dns::ask(world.netns(0), server(1), "instant", 1);
+    world.until(&watch, 0, "client", |messages| number(messages, "queries") == 1);
+    let seen = container(&watch.fresh(), world.name(0)).expect("there");
+    assert!(seen["dns"]["names"].is_null(), "{seen}");
+    drop(watch);
+    let watch = world.watch(&["--no-dns"]);
+    let seen = container(&watch.fresh(), world.name(0)).expect("there");
+    assert!(seen["dns"].is_null(), "{seen}");
+}
+
+/// A container on the host's network is seen by its sockets, the host's own queries by nobody.
+#[test]
+fn a_container_on_the_hosts_network() {
+    let world = World::new(1);
+    world.host.sh("ip addr add 10.53.0.1/24 dev br-dns");
+    let on_host = Pretend::on_host(&world.host);
+    let watch = world.watch(&[]);
+    watch.until("its cgroup", |snapshot| {
+        (container(snapshot, on_host.name())?["interfaces"].as_array()?.len() == 1).then_some(())
+    });
+    let _server = Server::start(world.netns(0), server(0));
+    // There is no address in the answer, which it does not like.
+    on_host.sh(&world.host, "busybox nslookup instant 10.53.0.10 >/dev/null 2>&1 || true");
+    // The same number at both ends, whatever it is.
+    let (asked, client) = watch.until("its messages, at both ends", |snapshot| {
+        let asked = messages(&container(snapshot, world.name(0))?, "server", "wire")?;
+        let client = messages(&container(snapshot, on_host.name())?, "client", "wire")?;
+        let queries = number(&asked, "queries");
+        (queries >= 2 && is_done(&asked, queries) && is_done(&client, queries)).then_some((asked, client))
+    });
+    let queries = number(&asked, "queries");
+    assert_eq!(counts(&client), [queries, 0, 0, 0, 0, 0], "{client}");
+    assert_eq!(responses(&client), responses(&asked));
+    dns::ask(&world.host, server(0), "instant", 3);
+    world.until(&watch, 0, "server", |messages| number(messages, "queries") == queries + 3);
+    let seen = container(&watch.fresh(), on_host.name()).expect("there");
+    let client = messages(&seen, "client", "wire").expect("its messages");
+    assert_eq!(number(&client, "queries"), queries, "{client}");
+}
+
+const EMBEDDED: &str = "127.0.0.11:53";
+
+/// A server at Docker's address in the container's own namespace: at `lo`, counted as DNS and as nothing else.
+#[test]
+fn the_server_inside_the_namespace() {
+    let world = World::new(2);
+    let address: SocketAddr = EMBEDDED.parse().expect("an address");
+    let _server = Server::start(world.netns(0), address);
+    let filters = |n: usize| world.netns(n).sh("tc filter show dev lo egress").matches(" netobs ").count();
+    let mut watch = world.watch(&[]);
+    watch.until("the filter", |_| (filters(0) == 1).then_some(()));
+    assert_eq!(filters(1), 0, "it has no such server");
+    let before = container(&watch.fresh(), world.name(0)).expect("there");
+    let measured = dns::ask(world.netns(0), address, "web.example", 6);
+    dns::ask(world.netns(0), address, "nowhere.example", 2);
+    // Others at lo are nothing to it.
+    world.netns(0).sh("busybox ping -q -c 2 127.0.0.1");
+    let seen = watch.until("its messages", |snapshot| {
+        let seen = container(snapshot, world.name(0))?;
+        let messages = messages(&seen, "client", "embedded")?;
+        is_done(&messages, 8).then_some(seen)
+    });
+    let inside = messages(&seen, "client", "embedded").expect("its messages");
+    assert_eq!(counts(&inside), [8, 0, 0, 0, 0, 0], "{inside}");
+    assert_eq!(responses(&inside), r#"{"NOERROR":6,"NXDOMAIN":2}"#);
+    let (_, sum) = latency(&inside);
+    assert!(sum >= 8 * WAIT && sum <= measured * 3, "{sum:?}, the client itself {measured:?} of six");
+    assert!(messages(&seen, "client", "wire").is_none() && messages(&seen, "server", "wire").is_none());
+    for direction in ["rx", "tx"] {
+        let packets = format!("{direction}.packets");
+        assert_eq!(number(&seen, &packets), number(&before, &packets), "lo is not counted: {seen}");
+    }
+    // What a killed run leaves is removed by the next, and at the end nothing is left.
+    watch.kill();
+    assert_eq!(filters(0), 1, "nobody to remove it");
+    let mut watch = world.watch(&[]);
+    dns::ask(world.netns(0), address, "instant", 3);
+    watch.until("its messages, once each", |snapshot| {
+        let messages = messages(&container(snapshot, world.name(0))?, "client", "embedded")?;
+        is_done(&messages, 3).then_some(())
+    });
+    assert_eq!(filters(0), 1);
+    watch.terminate();
+    assert_eq!(filters(0), 0);
+}
+
+/// Containers with such a server come and go, and nothing of them stays.
+#[test]
+fn gone_with_the_container() {
+    let world = World::new(1);
+    let watch = world.watch(&[]);
+    let open = || {
+        let count =
+            |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", watch.pid())).expect("it").count();
+        (count("fd"), count("task"))
+    };
+    let before = open();
+    for round in 0..3 {
+        let container = Pretend::new();
+        let address: SocketAddr = EMBEDDED.parse().expect("an address");
+        let server = Server::start(container.netns(), address);
+        world.host.sh(&format!(
+            "ip link add vethx type veth peer name eth0 netns {}; ip link set vethx master br-dns up",
+            container.netns().pid()
+        ));
+        container.netns().sh("ip addr add 10.53.0.99/24 dev eth0; ip link set eth0 up");
+        let filter = || container.netns().sh("tc filter show dev lo egress").contains(" netobs ");
+        watch.until("the filter", |_| filter().then_some(()));
+        dns::ask(container.netns(), address, "instant", round + 1);
+        // The last are told of when it has gone already.
+        let name = container.name().to_owned();
+        drop((server, container));
+        let ended = watch.until("its end", |snapshot| {
+            let ended = self::container(snapshot, &name).filter(|now| now["state"] == "removed")?;
+            let inside = messages(&ended, "client", "embedded")?;
+            is_done(&inside, u64::from(round) + 1).then_some(inside)
+        });
+        assert_eq!(counts(&ended), [u64::from(round) + 1, 0, 0, 0, 0, 0], "{ended}");
+        watch.until("its interface is gone", |snapshot| {
+            netobs_tests::program::interface(snapshot, "vethx").is_none().then_some(())
+        });
+    }
+    wait_for("nothing that stays", LIMIT, || {
+        let now = open();
+        if now == before { Ok(()) } else { Err(format!("{now:?}, before {before:?}")) }
+    });
+}
+
+/// Without the privilege to enter namespaces, that is said, and the rest goes on.
+#[test]
+fn without_the_privilege_to_enter() {
+    let world = World::new(1);
+    let _server = Server::start(world.netns(0), EMBEDDED.parse().expect("an address"));
+    let output = world
+        .host
+        .command("setpriv")
+        .args(["--bounding-set", "-sys_admin", "--"])
+        .arg(netobs_tests::program::binary())
+        .args(["watch", "--count", "3", "--interval", "200ms", "-o", "json", "--no-engine"])
+        .output()
+        .expect("run setpriv");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let snapshot: Value = serde_json::from_str(last).expect("JSON");
+    let seen = container(&snapshot, world.name(0)).expect("the container");
+    let why = seen["dns"]["embedded_unobserved"].as_str().unwrap_or_default();
+    assert!(why.contains("CAP_SYS_ADMIN"), "{seen}");
+    let degraded = snapshot["agent"]["degraded"].to_string();
+    assert!(degraded.contains("embedded DNS"), "{degraded}");
+    assert_eq!(seen["interfaces"].as_array().map(Vec::len), Some(1), "the rest goes on: {seen}");
+}

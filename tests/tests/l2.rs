@@ -1,0 +1,205 @@
+//! ARP and addresses of containers, on real traffic and to the packet. Without an engine, so that it runs on any
+//! kernel.
+
+use netobs_tests::{
+    frames, kernel,
+    netns::Netns,
+    pretend::Pretend,
+    program::{Watch, container, number},
+    traffic,
+};
+use serde_json::Value;
+
+const OPTIONS: [&str; 2] = ["--no-engine", "--grace=60s"];
+const BRIDGE: &str = "br-l2";
+
+/// A host with a bridge and containers on it that `/proc` tells of.
+struct World {
+    host: Netns,
+    containers: Vec<Pretend>,
+}
+
+impl World {
+    /// Number n (from 0) has 10.54.0.(last[n]).
+    fn new(last: &[u8]) -> Self {
+        let host = Netns::new();
+        host.sh(&format!("ip link add {BRIDGE} type bridge mcast_snooping 0; ip link set {BRIDGE} up"));
+        let containers: Vec<Pretend> = last.iter().map(|_| Pretend::new()).collect();
+        for (n, (container, last)) in containers.iter().zip(last).enumerate() {
+            host.sh(&format!(
+                "ip link add veth{n} type veth peer name eth0 netns {}; ip link set veth{n} master {BRIDGE} up",
+                container.netns().pid()
+            ));
+            container.netns().sh(&format!("ip addr add 10.54.0.{last}/24 dev eth0; ip link set eth0 up"));
+        }
+        Self { host, containers }
+    }
+
+    fn netns(&self, n: usize) -> &Netns {
+        self.containers[n].netns()
+    }
+
+    fn name(&self, n: usize) -> &str {
+        self.containers[n].name()
+    }
+
+    fn watch(&self, options: &[&str]) -> Watch {
+        let watch = Watch::start(Some(&self.host), &[&OPTIONS, options].concat());
+        for container in &self.containers {
+            watch.until("its interface", |snapshot| {
+                let now = self::container(snapshot, container.name())?;
+                (now["interfaces"].as_array()?.len() == 1).then_some(())
+            });
+        }
+        watch
+    }
+
+    /// What is said of a container's ARP, once it has sent so many requests and none waits any more.
+    fn settled(&self, watch: &Watch, n: usize, requests: u64, done: impl Fn(&Value) -> bool) -> Value {
+        watch.until(&format!("{requests} requests of {n}"), |snapshot| {
+            let arp = container(snapshot, self.name(n))?["arp"].clone();
+            (number(&arp, "requests_tx") == requests && done(&arp)).then_some(arp)
+        })
+    }
+}
+
+fn parts<const N: usize>(arp: &Value, parts: [&str; N]) -> [u64; N] {
+    parts.map(|part| number(arp, part))
+}
+
+const REQUESTS_AND_REPLIES: [&str; 4] = ["requests_tx", "replies_rx", "requests_rx", "replies_tx"];
+const REST: [&str; 5] = ["announcements", "unanswered", "untracked", "duplicates", "other"];
+
+/// `arping` asks once a second, and each is answered: to the packet, as the exact layer counts them.
+#[test]
+fn requests_and_replies() {
+    let world = World::new(&[10, 11]);
+    let watch = world.watch(&[]);
+    world.netns(0).sh("busybox arping -q -c 4 -I eth0 10.54.0.11");
+    let asks = world.settled(&watch, 0, 4, |arp| number(arp, "replies_rx") == 4);
+    assert_eq!(parts(&asks, REQUESTS_AND_REPLIES), [4, 4, 0, 0], "{asks}");
+    assert_eq!(parts(&asks, REST), [0; 5], "{asks}");
+    let answers = world.settled(&watch, 1, 0, |arp| number(arp, "replies_tx") == 4);
+    assert_eq!(parts(&answers, REQUESTS_AND_REPLIES), [0, 0, 4, 4], "{answers}");
+    assert_eq!(parts(&answers, REST), [0; 5], "{answers}");
+    for n in 0..2 {
+        let seen = container(&watch.fresh(), world.name(n)).expect("there");
+        let arp = |direction: &str| number(&seen, &format!("{direction}.ethertype.arp.packets"));
+        assert_eq!((arp("rx"), arp("tx")), (4, 4), "{seen}");
+    }
+}
+
+#[test]
+fn requests_that_nobody_answers() {
+    let world = World::new(&[10, 11]);
+    let watch = world.watch(&[]);
+    // The kernel's own: three, a second apart, and then it gives up.
+    world.netns(0).try_sh("busybox ping -q -c 1 -W 4 10.54.0.77");
+    let unanswered = world.settled(&watch, 0, 3, |arp| number(arp, "unanswered") == 3);
+    assert_eq!(parts(&unanswered, REQUESTS_AND_REPLIES), [3, 0, 0, 0], "{unanswered}");
+    // What tells an address, or looks whether anybody has one, asks nobody.
+    world.netns(0).try_sh("busybox arping -q -U -c 2 -I eth0 10.54.0.10");
+    world.netns(0).try_sh("busybox arping -q -D -c 2 -w 3 -I eth0 10.54.0.78");
+    // One that is answered, after all.
+    world.netns(0).sh("busybox arping -q -c 1 -I eth0 10.54.0.11");
+    let done = world.settled(&watch, 0, 8, |arp| number(arp, "replies_rx") == 1);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let later = world.settled(&watch, 0, 8, |_| true);
+    assert_eq!(parts(&later, REST), [4, 3, 0, 0, 0], "{later}, before {done}");
+    // Neither a request nor a reply.
+    let mut reverse = frames::arp([10, 54, 0, 10], [10, 54, 0, 11]);
+    reverse[7] = 3;
+    traffic::raw(world.netns(0), "eth0", vec![frames::ethernet(0x0806, &reverse); 3]);
+    let other = world.settled(&watch, 0, 8, |arp| number(arp, "other") == 3);
+    assert_eq!(parts(&other, REQUESTS_AND_REPLIES), [8, 1, 0, 0], "{other}");
+}
+
+/// Two containers have the same address, a third asks for it: both are told of, once.
+#[test]
+fn an_address_that_two_have() {
+    let world = World::new(&[10, 11, 11]);
+    let watch = world.watch(&[]);
+    world.netns(0).sh("busybox arping -b -q -c 2 -I eth0 10.54.0.11");
+    let asks = world.settled(&watch, 0, 2, |arp| number(arp, "replies_rx") == 4);
+    assert_eq!(parts(&asks, REST), [0; 5], "it has no part in it: {asks}");
+    assert_eq!(asks["conflicts"].as_array().map(Vec::len), Some(0), "{asks}");
+    let mut macs = [1, 2].map(|n| kernel::mac(world.netns(n), "eth0"));
+    macs.sort();
+    let mut names = [world.name(1), world.name(2)];
+    names.sort_unstable();
+    for n in [1, 2] {
+        let arp = world.settled(&watch, n, 0, |arp| number(arp, "duplicates") == 1);
+        assert_eq!(parts(&arp, REQUESTS_AND_REPLIES), [0, 0, 2, 2], "{arp}");
+        let [conflict] = arp["conflicts"].as_array().expect("conflicts").as_slice() else { panic!("{arp}") };
+        assert_eq!((&conflict["address"], &conflict["network"]), (&"10.54.0.11".into(), &BRIDGE.into()));
+        assert_eq!(conflict["macs"].to_string(), format!("{macs:?}").replace(' ', ""));
+        assert_eq!(conflict["containers"].to_string(), format!("{names:?}").replace(' ', ""));
+    }
+}
+
+/// The next container gets the address of one that has gone, with another MAC address: no conflict.
+#[test]
+fn an_heir_is_no_duplicate() {
+    let mut world = World::new(&[10, 11]);
+    let watch = world.watch(&[]);
+    world.netns(0).sh("busybox arping -q -c 1 -I eth0 10.54.0.11");
+    world.settled(&watch, 1, 0, |arp| number(arp, "replies_tx") == 1);
+    drop(world.containers.pop());
+    watch.until("its end", |snapshot| {
+        netobs_tests::program::interface(snapshot, "veth1").is_none().then_some(())
+    });
+    let heir = Pretend::new();
+    world.host.sh(&format!(
+        "ip link add veth1 type veth peer name eth0 netns {}; ip link set veth1 master {BRIDGE} up",
+        heir.netns().pid()
+    ));
+    heir.netns().sh("ip addr add 10.54.0.11/24 dev eth0; ip link set eth0 up");
+    world.containers.push(heir);
+    watch.until("its interface", |snapshot| {
+        (container(snapshot, world.name(1))?["interfaces"].as_array()?.len() == 1).then_some(())
+    });
+    world.netns(0).sh("busybox arping -q -c 2 -I eth0 10.54.0.11");
+    let arp = world.settled(&watch, 1, 0, |arp| number(arp, "replies_tx") == 2);
+    assert_eq!(
+        (number(&arp, "duplicates"), arp["conflicts"].as_array().map(Vec::len)),
+        (0, Some(0)),
+        "{arp}"
+    );
+}
+
+/// Packets that a container sends from an address that is not its own.
+#[test]
+fn from_an_address_of_others() {
+    let world = World::new(&[10, 11]);
+    let watch = world.watch(&[]);
+    let datagram = |from: [u8; 4]| {
+        let payload = frames::ports(4000, 9, 8);
+        frames::ethernet(0x0800, &frames::ipv4(17, from, [10, 54, 0, 11], 0, &payload))
+    };
+    let mut sent = vec![datagram([10, 54, 0, 10]); 5];
+    sent.extend(vec![datagram([192, 0, 2, 1]); 7]);
+    // As DHCP has it: nobody has an address yet.
+    sent.extend(vec![datagram([0, 0, 0, 0]); 2]);
+    traffic::raw(world.netns(0), "eth0", sent);
+    let foreign = watch.until("its packets", |snapshot| {
+        let seen = container(snapshot, world.name(0))?;
+        (number(&seen, "foreign_address.packets") == 7).then_some(seen)
+    });
+    assert_eq!(number(&foreign, "foreign_address.bytes"), 7 * (14 + 20 + 8), "{foreign}");
+    assert_eq!(number(&foreign, "tx.protocol.udp.packets"), 14, "{foreign}");
+    let other = container(&watch.fresh(), world.name(1)).expect("there");
+    assert_eq!(number(&other, "foreign_address.packets"), 0, "{other}");
+}
+
+#[test]
+fn not_looked_at() {
+    let world = World::new(&[10, 11]);
+    let watch = world.watch(&["--no-arp", "--no-dns"]);
+    world.netns(0).sh("busybox arping -q -c 1 -I eth0 10.54.0.11");
+    let seen = watch.until("the request", |snapshot| {
+        let seen = container(snapshot, world.name(0))?;
+        (number(&seen, "tx.ethertype.arp.packets") == 1).then_some(seen)
+    });
+    assert!(seen["arp"].is_null() && seen["dns"].is_null(), "{seen}");
+    assert!(watch.fresh()["agent"]["events"].is_null());
+}
