@@ -29,6 +29,11 @@ pub fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], fragment: u16, payload: &[
     header.extend([64, protocol, 0, 0]);
     header.extend(from);
     header.extend(to);
+    // Bridges with netfilter drop what has a wrong one.
+    let words = header.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let checksum = !((sum >> 16) + (sum & 0xffff)) as u16;
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
     header.extend(payload);
     header
 }
