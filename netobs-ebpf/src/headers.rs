@@ -94,7 +94,7 @@ pub struct Ipv4 {
 impl Ipv4 {
     /// Bytes with the options. `None`: it would end before its fixed part does.
     #[inline(always)]
-    pub fn len(self) -> Option<usize> {
+    pub fn header_len(self) -> Option<usize> {
         let len = usize::from(self.version_and_len & 0x0f) * 4;
         (len >= size_of::<Self>()).then_some(len)
     }
@@ -134,7 +134,7 @@ pub struct Tcp {
 impl Tcp {
     /// Bytes with the options, as it says.
     #[inline(always)]
-    pub fn len(self) -> u32 {
+    pub fn header_len(self) -> u32 {
         u32::from(self.data_offset >> 4) * 4
     }
 }

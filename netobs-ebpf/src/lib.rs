@@ -2,10 +2,6 @@
 //! is not asked for is not loaded.
 #![no_std]
 #![feature(asm_experimental_arch)]
-#![expect(
-    clippy::not_unsafe_ptr_arg_deref,
-    reason = "of contexts, which the verifier knows to be the kernel's"
-)]
 
 pub mod headers;
 pub mod kernel;

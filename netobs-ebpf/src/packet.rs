@@ -100,7 +100,7 @@ fn usual<const LINK: bool>(skb: *mut __sk_buff) -> Option<Packet> {
         if !header.is_first_fragment() {
             return None;
         }
-        (Version::V4, class::IPV4, header.len()?, header.protocol)
+        (Version::V4, class::IPV4, header.header_len()?, header.protocol)
     } else {
         let next = source.read::<Ipv6>(network)?.next;
         if extension_unit(next) != 0 {
@@ -114,7 +114,7 @@ fn usual<const LINK: bool>(skb: *mut __sk_buff) -> Option<Packet> {
     if l4 == l4::TCP {
         let header: Tcp = source.at(transport).read(0)?;
         (tcp_flags, window) = (header.flags, u32::from(header.window));
-        headers_len += header.len();
+        headers_len += header.header_len();
     } else if l4 == l4::UDP {
         headers_len += UDP_LEN;
     }
@@ -294,7 +294,7 @@ fn read_network(
     packet.network = offset as u32;
     let (headers, protocol, is_first_fragment) = if version == Version::V4 {
         let header: Ipv4 = source.read(offset)?;
-        let header_len = header.len()?;
+        let header_len = header.header_len()?;
         packet.version = version;
         (header_len, header.protocol, header.is_first_fragment())
     } else {
@@ -324,7 +324,7 @@ fn read_network(
         let header: Tcp = source.at(offset + headers).read(0)?;
         packet.tcp_flags = header.flags;
         packet.window = u32::from(header.window);
-        packet.headers_len += header.len();
+        packet.headers_len += header.header_len();
     } else if l4 == l4::UDP {
         packet.headers_len += UDP_LEN;
     }
