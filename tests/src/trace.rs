@@ -1,7 +1,7 @@
 //! `netobs trace` as a user runs it.
 
 use std::{
-    io::Read as _,
+    io::Read,
     process::{Child, ChildStdout, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard},
     thread::JoinHandle,
@@ -20,7 +20,8 @@ pub struct Trace {
     child: Child,
     out: Option<JoinHandle<()>>,
     bytes: Arc<Mutex<Vec<u8>>>,
-    err: Option<JoinHandle<String>>,
+    err: Option<JoinHandle<()>>,
+    messages: Arc<Mutex<Vec<u8>>>,
 }
 
 /// What a trace has printed.
@@ -47,15 +48,7 @@ impl Trace {
     pub fn start(host: Option<&Netns>, arguments: &[&str]) -> Self {
         let (mut trace, mut out) = Self::start_unread(host, arguments);
         let bytes = Arc::clone(&trace.bytes);
-        trace.out = Some(std::thread::spawn(move || {
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                match out.read(&mut buffer).expect("read what is traced") {
-                    0 => return,
-                    length => lock(&bytes).extend(&buffer[..length]),
-                }
-            }
-        }));
+        trace.out = Some(std::thread::spawn(move || collect(&mut out, &bytes)));
         trace
     }
 
@@ -70,12 +63,12 @@ impl Trace {
         let mut child = die_with_parent(&mut command).spawn().expect("start netobs trace");
         let out = child.stdout.take().expect("a pipe");
         let mut pipe = child.stderr.take().expect("a pipe");
-        let err = std::thread::spawn(move || {
-            let mut text = String::new();
-            pipe.read_to_string(&mut text).expect("UTF-8");
-            text
-        });
-        (Self { child, out: None, bytes: Arc::default(), err: Some(err) }, out)
+        let messages = Arc::<Mutex<Vec<u8>>>::default();
+        let err = {
+            let messages = Arc::clone(&messages);
+            std::thread::spawn(move || collect(&mut pipe, &messages))
+        };
+        (Self { child, out: None, bytes: Arc::default(), err: Some(err), messages }, out)
     }
 
     pub fn pid(&self) -> u32 {
@@ -104,6 +97,14 @@ impl Trace {
         String::from_utf8(lock(&self.bytes).clone()).expect("UTF-8")
     }
 
+    /// Waits until it has said this on its standard error.
+    pub fn says(&self, what: &str) {
+        wait_for(what, LIMIT, || {
+            let text = String::from_utf8_lossy(&lock(&self.messages)).into_owned();
+            if text.contains(what) { Ok(()) } else { Err(text) }
+        });
+    }
+
     pub fn signal(&self, signal: Signal) {
         program::signal(self.pid(), signal);
     }
@@ -120,12 +121,23 @@ impl Trace {
         let status = wait_for("the end of netobs trace", LIMIT, || {
             self.child.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned())
         });
-        if let Some(out) = self.out.take() {
-            out.join().expect("the reader");
+        for reader in [self.out.take(), self.err.take()].into_iter().flatten() {
+            reader.join().expect("the reader");
         }
         let out = std::mem::take(&mut *lock(&self.bytes));
-        let err = self.err.take().map(|err| err.join().expect("the reader")).unwrap_or_default();
+        let err = String::from_utf8(std::mem::take(&mut *lock(&self.messages))).expect("UTF-8");
         Traced { status, out, err }
+    }
+}
+
+/// Reads to the end.
+fn collect(from: &mut impl Read, to: &Mutex<Vec<u8>>) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer).expect("read what is printed") {
+            0 => return,
+            length => lock(to).extend(&buffer[..length]),
+        }
     }
 }
 

@@ -340,6 +340,8 @@ fn what_nobody_reads_in_time_is_counted() {
         text.lines().filter(|line| line.contains(" dropped ")).count() as u64
     });
     let sent = world.without_socket(1);
+    // Once a second, while it runs.
+    trace.says(" drops lost: ");
     let traced = trace.terminate();
     let ends = ends(&traced);
     let told = reader.join().expect("the reader");
@@ -350,5 +352,4 @@ fn what_nobody_reads_in_time_is_counted() {
     assert!(ends.shown > 100 && ends.lost > 100, "{}", traced.err);
     // The host's other drops may be among those that were lost.
     assert!(ends.shown <= sent && ends.shown + ends.lost >= sent, "{sent}: {}", traced.err);
-    assert!(traced.err.contains(" drops lost: "), "said while it runs: {}", traced.err);
 }
