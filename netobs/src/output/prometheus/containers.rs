@@ -3,10 +3,10 @@
 use netobs_common::SIZE_BOUNDS;
 use prometheus::{
     Error,
-    proto::{Bucket, Histogram, Metric, MetricType},
+    proto::{Histogram, Metric, MetricType},
 };
 
-use super::exposition::{Exposition, Labels, UNKNOWN, float, merge, with_label};
+use super::exposition::{Exposition, Labels, UNKNOWN, float, histogram, merge, with_label};
 use crate::{
     model::{Count, Drops, InterfaceKind, Place, Snapshot, Traffic},
     output::format::short_id,
@@ -205,20 +205,10 @@ fn write_sizes(metrics: &mut Vec<Metric>, series: &[Series], out: &mut Expositio
 }
 
 fn sizes(traffic: &Traffic) -> Histogram {
-    let mut below = 0;
-    let buckets = SIZE_BOUNDS.iter().zip(traffic.size).map(|(bound, packets)| {
-        below += packets;
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(f64::from(*bound));
-        bucket.set_cumulative_count(below);
-        bucket
-    });
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets.collect());
+    let below: u64 = traffic.size[..SIZE_BOUNDS.len()].iter().sum();
     // Read while the kernel counts, a bucket may be ahead of the whole; the last must not be smaller.
-    histogram.set_sample_count(traffic.wire_packets.max(below));
-    histogram.set_sample_sum(float(traffic.wire_bytes));
-    histogram
+    let count = traffic.wire_packets.max(below);
+    histogram(SIZE_BOUNDS.map(f64::from), traffic.size, count, float(traffic.wire_bytes))
 }
 
 fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {

@@ -1,8 +1,8 @@
 //! Families about packets that the kernel dropped.
 
-use prometheus::{Error, proto::Metric};
+use prometheus::Error;
 
-use super::exposition::{Exposition, Labels, UNKNOWN, merge};
+use super::exposition::{Exposition, Labels, UNKNOWN};
 use crate::{
     model::{
         Snapshot,
@@ -31,37 +31,24 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
     });
     let help = "Packets that the kernel dropped, by its reason and by whose they were; ordinary ends of a \
                 packet's life are not among them";
-    counters("netobs_drops_total", help, edges, out)?;
+    out.sums("netobs_drops_total", help, edges)?;
     let events =
         report.reasons.values().map(|total| (Labels::new(["reason"], [&total.reason]), total.events));
     let help = "All events of the kernel's tracepoint kfree_skb, by its reason";
-    counters("netobs_drops_events_total", help, events, out)?;
+    out.sums("netobs_drops_events_total", help, events)?;
     let ordinary =
         report.reasons.values().map(|total| (Labels::new(["reason"], [&total.reason]), total.ordinary));
     let help = "Events of the kernel's tracepoint kfree_skb that are ordinary ends of a packet's life";
-    counters("netobs_drops_ordinary_total", help, ordinary, out)?;
-    counters(
+    out.sums("netobs_drops_ordinary_total", help, ordinary)?;
+    out.sums(
         "netobs_drops_lost_total",
         "Events that are in no series of netobs_drops_total, by cause",
         lost(report),
-        out,
     )
 }
 
 fn lost(report: &DropReport) -> impl Iterator<Item = (Labels, u64)> {
     report.lost.iter().map(|(cause, packets)| (Labels::new(["cause"], [*cause]), *packets))
-}
-
-fn counters(
-    name: &str,
-    help: &str,
-    samples: impl Iterator<Item = (Labels, u64)>,
-    out: &mut Exposition<'_>,
-) -> Result<(), Error> {
-    let samples = merge(samples, |sum, more| *sum += more);
-    let (mut metrics, values): (Vec<Metric>, Vec<u64>) =
-        samples.into_iter().map(|(labels, value)| (labels.metric(), value)).unzip();
-    out.counters(name.to_owned(), help.to_owned(), &mut metrics, |at| values[at])
 }
 
 /// Name, ID and network.

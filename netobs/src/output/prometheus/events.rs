@@ -1,11 +1,8 @@
 //! Families about DNS messages and ARP, and what of them was lost.
 
-use prometheus::{
-    Error,
-    proto::{Bucket, Histogram, Metric, MetricType},
-};
+use prometheus::{Error, proto::Histogram};
 
-use super::exposition::{Exposition, Labels, float, merge};
+use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge};
 use crate::{
     model::{
         Container, Count, Snapshot,
@@ -16,7 +13,6 @@ use crate::{
     output::format::short_id,
 };
 
-const US_PER_SECOND: f64 = 1e6;
 const NS_PER_SECOND: f64 = 1e9;
 
 type DnsField = (&'static str, &'static str, fn(&DnsCounts) -> u64);
@@ -69,11 +65,10 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
     write_foreign(snapshot, out)?;
     let Some(health) = &snapshot.agent.events else { return Ok(()) };
     let lost = health.lost.each().map(|(kind, lost)| (Labels::new(["kind"], [kind]), lost));
-    counters(
+    out.sums(
         "netobs_events_lost_total",
         "DNS and ARP packets of containers that were not looked at, since the ring was full",
-        lost.into_iter(),
-        out,
+        lost,
     )
 }
 
@@ -96,7 +91,7 @@ fn labels((container, messages): (&Container, &DnsMessages)) -> Labels {
 fn write_messages(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     for (field, help, value) in DNS {
         let samples = messages(snapshot).map(|of| (labels(of), value(&of.1.counts)));
-        counters(&format!("netobs_container_dns_{field}_total"), help, samples, out)?;
+        out.sums(&format!("netobs_container_dns_{field}_total"), help, samples)?;
     }
     Ok(())
 }
@@ -109,7 +104,7 @@ fn write_responses(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), 
             (Labels::new(["container", "id", "role", "via", "rcode"], values), *count)
         })
     });
-    counters("netobs_container_dns_responses_total", "DNS responses by their code", samples, out)
+    out.sums("netobs_container_dns_responses_total", "DNS responses by their code", samples)
 }
 
 fn write_latency(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
@@ -119,49 +114,29 @@ fn write_latency(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Er
         }
         sum.sum_ns += more.sum_ns;
     });
-    let mut metrics: Vec<Metric> = samples
-        .into_iter()
-        .map(|(labels, latency)| {
-            let mut metric = labels.metric();
-            metric.set_histogram(histogram(&latency));
-            metric
-        })
-        .collect();
-    let help = "Time from a DNS query to its first response, where the container is attached to".to_owned();
-    out.family("netobs_container_dns_latency_seconds".to_owned(), help, MetricType::HISTOGRAM, &mut metrics)
+    let help = "Time from a DNS query to its first response, where the container is attached to";
+    let samples = samples.into_iter().map(|(labels, latency)| (labels, latencies(&latency)));
+    out.histograms("netobs_container_dns_latency_seconds", help, samples)
 }
 
-fn histogram(latency: &DnsLatency) -> Histogram {
-    let mut below = 0;
-    let buckets = DNS_BOUNDS_US.iter().zip(latency.buckets).map(|(bound, observed)| {
-        below += observed;
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(float(*bound) / US_PER_SECOND);
-        bucket.set_cumulative_count(below);
-        bucket
-    });
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(latency.count());
-    histogram.set_sample_sum(float(latency.sum_ns) / NS_PER_SECOND);
-    histogram
+fn latencies(latency: &DnsLatency) -> Histogram {
+    let bounds = DNS_BOUNDS_US.map(|bound| float(bound) / US_PER_SECOND);
+    histogram(bounds, latency.buckets, latency.count(), float(latency.sum_ns) / NS_PER_SECOND)
 }
 
 /// What is no query or response, and names where these are asked for.
 fn write_rest(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let reports =
         || snapshot.containers.iter().filter_map(|container| Some((container, container.dns.as_ref()?)));
-    counters(
+    out.sums(
         "netobs_container_dns_malformed_total",
         "Datagrams from or to port 53 that are no DNS messages",
         reports().map(|(container, report)| (of_container(container), report.malformed)),
-        out,
     )?;
-    counters(
+    out.sums(
         "netobs_container_dns_other_total",
         "DNS messages that are neither queries nor their responses",
         reports().map(|(container, report)| (of_container(container), report.other)),
-        out,
     )?;
     let names = reports().flat_map(|(container, report)| {
         let named = report.names.iter().flatten().map(|name| (name.name.as_str(), name.queries));
@@ -173,7 +148,7 @@ fn write_rest(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
     });
     let help =
         "DNS queries of the container by name; other: no room for one more, or not all of the name is there";
-    counters("netobs_container_dns_name_queries_total", help, names, out)
+    out.sums("netobs_container_dns_name_queries_total", help, names)
 }
 
 fn write_arp(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
@@ -182,7 +157,7 @@ fn write_arp(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
             .containers
             .iter()
             .filter_map(|container| Some((of_container(container), value(&container.arp.as_ref()?.counts))));
-        counters(&format!("netobs_container_arp_{field}_total"), help, samples, out)?;
+        out.sums(&format!("netobs_container_arp_{field}_total"), help, samples)?;
     }
     Ok(())
 }
@@ -196,19 +171,7 @@ fn write_foreign(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Er
         });
         let name = format!("netobs_container_foreign_address_transmit_{unit}_total");
         let help = format!("IP {unit} sent by the container from an address that is not its own");
-        counters(&name, &help, samples, out)?;
+        out.sums(&name, &help, samples)?;
     }
     Ok(())
-}
-
-fn counters(
-    name: &str,
-    help: &str,
-    samples: impl Iterator<Item = (Labels, u64)>,
-    out: &mut Exposition<'_>,
-) -> Result<(), Error> {
-    let samples = merge(samples, |sum, more| *sum += more);
-    let (mut metrics, values): (Vec<Metric>, Vec<u64>) =
-        samples.into_iter().map(|(labels, value)| (labels.metric(), value)).unzip();
-    out.counters(name.to_owned(), help.to_owned(), &mut metrics, |at| values[at])
 }

@@ -4,13 +4,16 @@ use std::{collections::HashMap, io::Write};
 
 use prometheus::{
     Error, TextEncoder,
-    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
 use crate::output::format::visible;
 
 /// Value of a label whose content could not be learned; empty would be no label at all.
 pub const UNKNOWN: &str = "unknown";
+
+/// Prometheus's unit of time is the second.
+pub const US_PER_SECOND: f64 = 1e6;
 
 /// Where families go: one by one to a writer, or all into one text.
 #[derive(Default)]
@@ -44,6 +47,35 @@ impl<'a> Exposition<'a> {
             metric.set_counter(counter);
         }
         self.family(name, help, MetricType::COUNTER, metrics)
+    }
+
+    /// Counters, each with its labels and its value; those with equal labels are added up.
+    pub fn sums(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels, u64)>,
+    ) -> Result<(), Error> {
+        let samples = merge(samples, |sum, more| *sum += more);
+        let (mut metrics, values): (Vec<Metric>, Vec<u64>) =
+            samples.into_iter().map(|(labels, value)| (labels.metric(), value)).unzip();
+        self.counters(name.to_owned(), help.to_owned(), &mut metrics, |at| values[at])
+    }
+
+    /// Histograms, each with its labels.
+    pub fn histograms(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels, Histogram)>,
+    ) -> Result<(), Error> {
+        let mut metrics = Vec::new();
+        for (labels, histogram) in samples {
+            let mut metric = labels.metric();
+            metric.set_histogram(histogram);
+            metrics.push(metric);
+        }
+        self.family(name.to_owned(), help.to_owned(), MetricType::HISTOGRAM, &mut metrics)
     }
 
     /// Gauges, each with its labels and its value.
@@ -108,6 +140,29 @@ pub fn merge<V>(samples: impl IntoIterator<Item = (Labels, V)>, add: impl Fn(&mu
         }
     }
     merged
+}
+
+/// From what was observed in each bucket by itself; `bounds` are upper ones, in the family's unit. Whatever is over
+/// the last bound is in `count` alone.
+pub fn histogram(
+    bounds: impl IntoIterator<Item = f64>,
+    observed: impl IntoIterator<Item = u64>,
+    count: u64,
+    sum: f64,
+) -> Histogram {
+    let mut below = 0;
+    let buckets = bounds.into_iter().zip(observed).map(|(bound, observed)| {
+        below += observed;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(below);
+        bucket
+    });
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(count);
+    histogram.set_sample_sum(sum);
+    histogram
 }
 
 /// A label set, all but its last value written as the format has it.

@@ -1,11 +1,8 @@
 //! Families about networks, host interfaces and netobs itself; directions are the host's.
 
-use prometheus::{
-    Error,
-    proto::{Bucket, Histogram, Metric, MetricType},
-};
+use prometheus::{Error, proto::Metric};
 
-use super::exposition::{Exposition, Labels, float, merge};
+use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge};
 use crate::{
     model::{Interface, InterfaceKind, Latency, Snapshot, Traffic, snapshot::LATENCY_BOUNDS_US},
     output::format::short_id,
@@ -144,21 +141,9 @@ fn write_agent(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Erro
 }
 
 fn write_attach_latency(latency: &Latency, out: &mut Exposition<'_>) -> Result<(), Error> {
-    const US_PER_SECOND: f64 = 1e6;
-    let mut below = 0;
-    let buckets = LATENCY_BOUNDS_US.iter().zip(latency.buckets).map(|(bound, observed)| {
-        below += observed;
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(float(*bound) / US_PER_SECOND);
-        bucket.set_cumulative_count(below);
-        bucket
-    });
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(latency.buckets.iter().sum());
-    histogram.set_sample_sum(float(latency.sum_us) / US_PER_SECOND);
-    let mut metric = Metric::default();
-    metric.set_histogram(histogram);
-    let help = "Time from netlink's message about an interface to both programs attached".into();
-    out.family("netobs_attach_latency_seconds".into(), help, MetricType::HISTOGRAM, &mut vec![metric])
+    let bounds = LATENCY_BOUNDS_US.map(|bound| float(bound) / US_PER_SECOND);
+    let count = latency.buckets.iter().sum();
+    let latencies = histogram(bounds, latency.buckets, count, float(latency.sum_us) / US_PER_SECOND);
+    let help = "Time from netlink's message about an interface to both programs attached";
+    out.histograms("netobs_attach_latency_seconds", help, [(Labels::default(), latencies)])
 }

@@ -1,12 +1,9 @@
 //! Families about how the TCP connections of containers fare.
 
 use netobs_common::tcp::TCP_BOUNDS_US;
-use prometheus::{
-    Error,
-    proto::{Bucket, Histogram, Metric, MetricType},
-};
+use prometheus::{Error, proto::Histogram};
 
-use super::exposition::{Exposition, Labels, float, merge};
+use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge};
 use crate::{
     model::{
         Snapshot,
@@ -40,25 +37,25 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
         RESULTS.map(|(result, count)| (with(*of, "result", result), count(connections)))
     });
     let help = "TCP connections that the container tried to open, by what came of it";
-    counters("netobs_container_tcp_connects_total", help, results, out)?;
+    out.sums("netobs_container_tcp_connects_total", help, results)?;
     let accepts = connections.iter().map(|(of, c)| (labels(*of), c.server_handshake.all()));
     let help = "TCP connections that were opened to the container";
-    counters("netobs_container_tcp_accepts_total", help, accepts, out)?;
+    out.sums("netobs_container_tcp_accepts_total", help, accepts)?;
     let retransmits =
         of_containers.iter().filter_map(|(of, tcp)| Some((labels(*of), tcp.retransmitted_segments?)));
     let help = "TCP segments that the container sent again, SYN and SYN-ACK among them";
-    counters("netobs_container_tcp_retransmitted_segments_total", help, retransmits, out)?;
+    out.sums("netobs_container_tcp_retransmitted_segments_total", help, retransmits)?;
     let resets =
         of_containers.iter().filter_map(|(of, tcp)| Some((of, tcp.resets?))).flat_map(|(of, resets)| {
             [("receive", resets.received), ("transmit", resets.sent)]
                 .map(|(direction, count)| (with(*of, "direction", direction), count))
         });
     let help = "TCP resets that the container's sockets received and that it sent";
-    counters("netobs_container_tcp_resets_total", help, resets, out)?;
+    out.sums("netobs_container_tcp_resets_total", help, resets)?;
     let lost = snapshot.agent.tcp.iter().flat_map(|tcp| &tcp.lost);
     let lost = lost.map(|(cause, events)| (Labels::new(["cause"], [cause]), *events));
     let help = "What was seen of TCP connections and could not be told of, by cause";
-    counters("netobs_tcp_events_lost_total", help, lost, out)
+    out.sums("netobs_tcp_events_lost_total", help, lost)
 }
 
 /// Histograms, each once there is anything in it.
@@ -87,18 +84,6 @@ fn with([container, id]: [&str; 2], name: &str, value: &str) -> Labels {
     Labels::new(["container", "id", name], [container, id, value])
 }
 
-fn counters(
-    name: &str,
-    help: &str,
-    samples: impl Iterator<Item = (Labels, u64)>,
-    out: &mut Exposition<'_>,
-) -> Result<(), Error> {
-    let samples = merge(samples, |sum, more| *sum += more);
-    let (mut metrics, values): (Vec<Metric>, Vec<u64>) =
-        samples.into_iter().map(|(labels, value)| (labels.metric(), value)).unzip();
-    out.counters(name.to_owned(), help.to_owned(), &mut metrics, |at| values[at])
-}
-
 fn histograms(
     name: &str,
     help: &str,
@@ -107,27 +92,11 @@ fn histograms(
 ) -> Result<(), Error> {
     let known = samples.filter(|(_, distribution)| distribution.measured() > 0);
     let merged = merge(known, |sum, more| *sum += &more);
-    let mut metrics = Vec::with_capacity(merged.len());
-    for (labels, distribution) in merged {
-        let mut metric = labels.metric();
-        metric.set_histogram(histogram(&distribution));
-        metrics.push(metric);
-    }
-    out.family(name.to_owned(), help.to_owned(), MetricType::HISTOGRAM, &mut metrics)
+    out.histograms(name, help, merged.into_iter().map(|(labels, known)| (labels, durations(&known))))
 }
 
-fn histogram(distribution: &Distribution) -> Histogram {
-    let mut below = 0;
-    let buckets = TCP_BOUNDS_US.iter().zip(distribution.buckets).map(|(bound, count)| {
-        below += count;
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(f64::from(*bound) / 1e6);
-        bucket.set_cumulative_count(below);
-        bucket
-    });
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(distribution.measured());
-    histogram.set_sample_sum(float(distribution.sum_us) / 1e6);
-    histogram
+fn durations(distribution: &Distribution) -> Histogram {
+    let bounds = TCP_BOUNDS_US.map(|bound| f64::from(bound) / US_PER_SECOND);
+    let sum = float(distribution.sum_us) / US_PER_SECOND;
+    histogram(bounds, distribution.buckets, distribution.measured(), sum)
 }
