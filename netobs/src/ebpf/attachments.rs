@@ -37,22 +37,34 @@ pub enum AttachError {
 
 /// Who attaches to the places that are found. What it does not count, it has no counters of, nor flows.
 pub trait Attach: Send {
-    fn mode(&self) -> AttachMode;
+    fn attachments(&self) -> &Attachments;
+
+    fn attachments_mut(&mut self) -> &mut Attachments;
+
+    fn mode(&self) -> AttachMode {
+        self.attachments().mode()
+    }
 
     /// Places that are attached to.
-    fn attached(&self) -> usize;
+    fn attached(&self) -> usize {
+        self.attachments().attached()
+    }
 
     /// Looks at what others have on the interfaces, before a number of them are attached.
     ///
     /// # Errors
     /// What netlink says.
-    fn survey(&mut self) -> io::Result<()>;
+    fn survey(&mut self) -> io::Result<()> {
+        self.attachments_mut().survey()
+    }
 
     /// Removes filters that a killed netobs left on an interface of the host. Others' stay.
     ///
     /// # Errors
     /// What netlink says.
-    fn remove_leftovers(&mut self, ifindex: u32) -> io::Result<usize>;
+    fn remove_leftovers(&mut self, ifindex: u32) -> io::Result<usize> {
+        self.attachments_mut().remove_leftovers(ifindex)
+    }
 
     /// An interface of the host, under a key that was not used before. Of a `bridge` there are no flows: its
     /// packets are in those of the containers.

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io,
     net::{IpAddr, Ipv6Addr},
     os::fd::BorrowedFd,
     sync::atomic::Ordering,
@@ -12,7 +11,6 @@ use std::{
 use netobs_common::{Counters, EGRESS, INGRESS, counter_index, events::kind};
 
 use super::{
-    attach::AttachMode,
     attachments::{Attach, AttachError, Attachments},
     events::{EventRing, Holders, monotonic_ns},
     flows::{self, Flow},
@@ -139,20 +137,12 @@ impl Observer {
 }
 
 impl Attach for Observer {
-    fn mode(&self) -> AttachMode {
-        self.attachments.mode()
+    fn attachments(&self) -> &Attachments {
+        &self.attachments
     }
 
-    fn attached(&self) -> usize {
-        self.attachments.attached()
-    }
-
-    fn survey(&mut self) -> io::Result<()> {
-        self.attachments.survey()
-    }
-
-    fn remove_leftovers(&mut self, ifindex: u32) -> io::Result<usize> {
-        self.attachments.remove_leftovers(ifindex)
+    fn attachments_mut(&mut self) -> &mut Attachments {
+        &mut self.attachments
     }
 
     fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError> {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io,
     net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd},
     sync::atomic::Ordering,
@@ -224,20 +223,12 @@ impl Tracer {
 /// A place is a candidate as long as it is there. Nothing is counted but what became of matching packets,
 /// which [`Tracer::counts`] tells.
 impl Attach for Tracer {
-    fn mode(&self) -> AttachMode {
-        self.attachments.mode()
+    fn attachments(&self) -> &Attachments {
+        &self.attachments
     }
 
-    fn attached(&self) -> usize {
-        self.attachments.attached()
-    }
-
-    fn survey(&mut self) -> io::Result<()> {
-        self.attachments.survey()
-    }
-
-    fn remove_leftovers(&mut self, ifindex: u32) -> io::Result<usize> {
-        self.attachments.remove_leftovers(ifindex)
+    fn attachments_mut(&mut self) -> &mut Attachments {
+        &mut self.attachments
     }
 
     fn attach(&mut self, key: InterfaceKey, ifindex: u32, _bridge: bool) -> Result<(), AttachError> {
