@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -15,7 +15,10 @@ use std::{
 use foldhash::{HashMap, HashMapExt as _};
 use netobs_common::{FREE_CELL, FlowCell, FlowKey, FlowOwner, LEAVING_CELL, OverflowFlow};
 
-use super::{attach::bpf, mapping::Mapping};
+use super::{
+    batch::{self, Command, Plain},
+    mapping::Mapping,
+};
 
 /// Words of a cell, as [`FlowCell`] has them.
 const CELL: usize = size_of::<FlowCell>() / 8;
@@ -313,43 +316,18 @@ fn drain(map: &OwnedFd, mut tell: impl FnMut(FlowKey, &OverflowFlow)) -> io::Res
     let mut keys = vec![FlowKey::default(); BATCH];
     let mut values = vec![OverflowFlow::default(); BATCH];
     loop {
-        let mut batch = Batch {
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: BATCH as u32,
-            map_fd: map.as_raw_fd().cast_unsigned(),
-            ..Batch::default()
-        };
         // From its beginning each time: what was told of is deleted.
-        let mut position = [0u8; 64];
-        batch.out_batch = position.as_mut_ptr() as u64;
-        let done = match bpf(BPF_MAP_LOOKUP_AND_DELETE_BATCH, &mut batch) {
-            Ok(_) => false,
-            // That was all.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Err(error) => return Err(error),
-        };
-        for (key, value) in keys.iter().zip(&values).take(batch.count as usize) {
+        let (count, is_all) = batch::read(map.as_fd(), Command::LookupAndDelete, &mut keys, &mut values)?;
+        for (key, value) in keys.iter().zip(&values).take(count) {
             tell(*key, value);
         }
-        if done || batch.count == 0 {
+        if is_all || count == 0 {
             return Ok(());
         }
     }
 }
 
-/// linux/bpf.h, kernel 5.6.
-const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
-
-#[repr(C)]
-#[derive(Default)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
+// SAFETY: integers that leave no padding between them.
+unsafe impl Plain for FlowKey {}
+// SAFETY: as above.
+unsafe impl Plain for OverflowFlow {}

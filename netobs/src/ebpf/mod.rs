@@ -3,6 +3,7 @@
 
 mod attach;
 mod attachments;
+mod batch;
 mod btf;
 mod clsact;
 mod directory;

@@ -4,32 +4,22 @@ use std::{
     collections::HashMap,
     hash::Hash,
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     time::{Duration, Instant},
 };
 
 use aya::maps::MapData;
 
-use super::{attach::bpf, mapping::Mapping};
+use super::{
+    batch::{self, Command, Plain},
+    mapping::Mapping,
+};
 
 /// Programs that found an entry before the maps were switched have added to it by then.
 const SETTLED: Duration = Duration::from_millis(20);
 
-/// linux/bpf.h
-const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
-
-/// Keys of such maps.
-///
-/// # Safety
-/// Integers without padding: any bytes are one, and all of its bytes are.
-pub unsafe trait Key: Copy + Default + Eq + Hash {}
-
 /// Values of such maps.
-///
-/// # Safety
-/// As of [`Key`].
-pub unsafe trait Amount: Copy + Default {
+pub trait Amount: Plain {
     /// What was added since `told`; none if nothing was.
     fn since(self, told: Self) -> Option<Self>;
 }
@@ -46,7 +36,7 @@ pub struct Table<K, V> {
     told: HashMap<K, V>,
 }
 
-impl<K: Key, V: Amount> Table<K, V> {
+impl<K: Plain + Eq + Hash, V: Amount> Table<K, V> {
     pub fn new(maps: [MapData; 2], active: Mapping, capacity: u32) -> Self {
         Self {
             maps,
@@ -78,7 +68,7 @@ impl<K: Key, V: Amount> Table<K, V> {
         }
         let other = 1 - self.current;
         // What came late to the other one, before it is counted in again.
-        let late = self.read(other, BPF_MAP_LOOKUP_AND_DELETE_BATCH)?.into_iter();
+        let late = self.read(other, Command::LookupAndDelete)?.into_iter();
         let mut late: Vec<(K, V)> = late
             .filter_map(|(key, amount)| {
                 Some((key, amount.since(self.told.remove(&key).unwrap_or_default())?))
@@ -88,43 +78,17 @@ impl<K: Key, V: Amount> Table<K, V> {
         self.active.store(0, other as u64);
         let full = std::mem::replace(&mut self.current, other);
         self.switched = Instant::now();
-        let events = self.read(full, BPF_MAP_LOOKUP_BATCH)?;
+        let events = self.read(full, Command::Lookup)?;
         self.told.extend(events.iter().copied());
         late.extend(events);
         Ok(late)
     }
 
     /// All of a map in one call.
-    fn read(&self, map: usize, command: libc::c_int) -> io::Result<Vec<(K, V)>> {
-        #[repr(C)]
-        #[derive(Default)]
-        struct Batch {
-            in_batch: u64,
-            out_batch: u64,
-            keys: u64,
-            values: u64,
-            count: u32,
-            map_fd: u32,
-            elem_flags: u64,
-            flags: u64,
-        }
+    fn read(&self, map: usize, command: Command) -> io::Result<Vec<(K, V)>> {
         let mut keys = vec![K::default(); self.capacity];
         let mut values = vec![V::default(); self.capacity];
-        let mut next = 0u32;
-        let mut batch = Batch {
-            out_batch: (&raw mut next) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: u32::try_from(self.capacity).map_err(io::Error::other)?,
-            map_fd: self.maps[map].fd().as_fd().as_raw_fd().cast_unsigned(),
-            ..Batch::default()
-        };
-        match bpf(command, &mut batch) {
-            Ok(_) => {}
-            // That was all.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(keys.into_iter().zip(values).take(batch.count as usize).collect())
+        let (count, _) = batch::read(self.maps[map].fd().as_fd(), command, &mut keys, &mut values)?;
+        Ok(keys.into_iter().zip(values).take(count).collect())
     }
 }

@@ -25,9 +25,10 @@ pub use self::each::{DropCounts, DropRecord, DropRing, EachDrop, EachOptions};
 use self::{layout::Reasons, names::Names};
 use super::{
     attach::bpf,
+    batch::Plain,
     btf::{Btf, BtfError},
     mapping::Mapping,
-    table::{Amount, Key, Table},
+    table::{Amount, Table},
 };
 use crate::model::drops::{DropSample, ReasonTotal};
 
@@ -91,9 +92,11 @@ struct Layout(KernelLayout);
 unsafe impl Pod for Layout {}
 
 // SAFETY: integers that leave no padding between them.
-unsafe impl Key for DropKey {}
+unsafe impl Plain for DropKey {}
 // SAFETY: as above.
-unsafe impl Amount for DropCount {
+unsafe impl Plain for DropCount {}
+
+impl Amount for DropCount {
     fn since(self, told: Self) -> Option<Self> {
         let packets = self.packets.saturating_sub(told.packets);
         (packets > 0).then_some(Self { packets, ..self })

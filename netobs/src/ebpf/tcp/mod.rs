@@ -19,9 +19,10 @@ use aya::{
 use netobs_common::tcp::{TcpCount, TcpEvent, TcpKey, TcpLayout, TcpTotals, cell, event_flag};
 
 use super::{
+    batch::Plain,
     btf::{Btf, BtfError},
     mapping::Mapping,
-    table::{Amount, Key, Table},
+    table::{Amount, Table},
 };
 use crate::model::{
     FlowEnd,
@@ -105,9 +106,11 @@ struct Layout(TcpLayout);
 unsafe impl Pod for Layout {}
 
 // SAFETY: integers that leave no padding between them.
-unsafe impl Key for TcpKey {}
+unsafe impl Plain for TcpKey {}
 // SAFETY: as above.
-unsafe impl Amount for TcpCount {
+unsafe impl Plain for TcpCount {}
+
+impl Amount for TcpCount {
     fn since(self, told: Self) -> Option<Self> {
         let count = self.count.saturating_sub(told.count);
         let sum_us = self.sum_us.saturating_sub(told.sum_us);
