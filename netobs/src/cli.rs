@@ -71,8 +71,6 @@ pub struct ObserveArgs {
     /// Addresses (CIDR) that are the cluster's; may be repeated
     #[arg(long = "cluster-cidr", value_name = "CIDR", value_parser = cidr)]
     pub cluster_cidrs: Vec<String>,
-    #[command(flatten)]
-    pub events: EventsArgs,
     /// Let the kernel programs log what is odd about packets (NETOBS_LOG=debug shows it)
     #[arg(long)]
     pub log_programs: bool,
@@ -145,6 +143,8 @@ pub struct WatchArgs {
     #[command(flatten)]
     pub tcp: TcpArgs,
     #[command(flatten)]
+    pub events: EventsArgs,
+    #[command(flatten)]
     pub observe: ObserveArgs,
 }
 
@@ -191,6 +191,8 @@ pub struct AgentArgs {
     pub drops: DropsArgs,
     #[command(flatten)]
     pub tcp: TcpArgs,
+    #[command(flatten)]
+    pub events: EventsArgs,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }

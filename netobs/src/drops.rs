@@ -27,7 +27,7 @@ pub fn run(args: &DropsCommand) -> anyhow::Result<ExitCode> {
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
         let options = observe::drop_options(&args.drops, args.all);
-        let mut agent = observe::start(&args.observe, None, Some(options))?;
+        let mut agent = observe::start(&args.observe, None, Some(options), None)?;
         agent.settle(observe::SETTLE).await;
         if !agent.looks_for_drops() {
             let degraded = agent.sample().agent.degraded;

@@ -22,7 +22,7 @@ pub fn run(args: &FlowsArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.observe.max_flows > 0, "--max-flows 0 means that there are none to show");
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, None, None)?;
+        let mut agent = observe::start(&args.observe, None, None, None)?;
         observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, Path::new(BTF_FILE));
         let show = async {
             agent.settle(observe::SETTLE).await;

@@ -63,13 +63,19 @@ impl Ending {
     }
 }
 
-/// Starts observing. Inside a runtime.
+/// Starts observing; DNS and ARP packets where `events` are given. Inside a runtime.
 ///
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
-pub fn start(args: &ObserveArgs, demo: Option<World>, drops: Option<DropOptions>) -> anyhow::Result<Agent> {
+pub fn start(
+    args: &ObserveArgs,
+    demo: Option<World>,
+    drops: Option<DropOptions>,
+    events: Option<&EventsArgs>,
+) -> anyhow::Result<Agent> {
     require()?;
-    let events = event_options(&args.events);
+    let events =
+        events.map_or(EventOptions { dns: false, arp: false, ..EventOptions::default() }, event_options);
     let mut observer = Observer::load(Options {
         max_interfaces: args.find.max_interfaces,
         mode: args.find.attach,

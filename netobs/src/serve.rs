@@ -67,7 +67,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("listen on {}; --listen takes another address", args.listen))?;
         let mut ending = observe::Ending::new()?;
         let drops = (!args.no_drops).then(|| observe::drop_options(&args.drops, false));
-        let mut agent = observe::start(&args.observe, None, drops)?;
+        let mut agent = observe::start(&args.observe, None, drops, Some(&args.events))?;
         observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, &args.drops.btf);
         let address = listener.local_addr()?;
         tracing::info!(%address, interfaces = agent.attached(), "serving");

@@ -28,7 +28,7 @@ pub fn run(args: &TopologyArgs) -> anyhow::Result<ExitCode> {
     let filter = Filter::parse(&args.filter)?;
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, None, None)?;
+        let mut agent = observe::start(&args.observe, None, None, None)?;
         let show = async {
             agent.settle(observe::SETTLE).await;
             let mut out = io::stdout().lock();

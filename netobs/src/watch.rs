@@ -38,7 +38,7 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     let world = if args.demo { Some(demo::build()?) } else { None };
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, world, None)?;
+        let mut agent = observe::start(&args.observe, world, None, Some(&args.events))?;
         observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, &args.drops.btf);
         let full_screen =
             args.output.is_none() && !args.once && args.count.is_none() && io::stdout().is_terminal();
