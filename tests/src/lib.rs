@@ -4,6 +4,7 @@
 //! Everything made here ends with its value, and with the test process at the latest.
 
 pub mod bpf;
+pub mod bridged;
 pub mod dns;
 pub mod docker;
 pub mod dockerd;

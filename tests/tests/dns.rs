@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use netobs_tests::{
+    bridged::Bridged,
     dns::{self, Server, WAIT, latency, messages},
     http,
-    netns::Netns,
     pretend::Pretend,
     program::{Agent, LIMIT, Watch, container, number, signal},
     wait_for,
@@ -15,56 +15,23 @@ use serde_json::Value;
 
 const OPTIONS: [&str; 2] = ["--no-engine", "--grace=60s"];
 
-/// A host with a bridge and containers on it that `/proc` tells of.
-struct World {
-    host: Netns,
-    containers: Vec<Pretend>,
+/// Number n (from 0) has 10.53.0.(n + 10).
+fn bridged(count: u8) -> Bridged {
+    Bridged::new("br-dns", "10.53.0", (0..count).map(|n| n + 10))
 }
 
-impl World {
-    fn new(count: usize) -> Self {
-        let host = Netns::new();
-        host.sh("ip link add br-dns type bridge mcast_snooping 0; ip link set br-dns up");
-        let containers: Vec<Pretend> = (0..count).map(|_| Pretend::new()).collect();
-        for (n, container) in containers.iter().enumerate() {
-            host.sh(&format!(
-                "ip link add veth{n} type veth peer name eth0 netns {}; ip link set veth{n} master br-dns up",
-                container.netns().pid()
-            ));
-            container.netns().sh(&format!("ip addr add 10.53.0.{}/24 dev eth0; ip link set eth0 up", n + 10));
-        }
-        Self { host, containers }
-    }
+fn start(world: &Bridged, options: &[&str]) -> Watch {
+    world.watch(&[&OPTIONS, options].concat())
+}
 
-    fn netns(&self, n: usize) -> &Netns {
-        self.containers[n].netns()
-    }
-
-    fn name(&self, n: usize) -> &str {
-        self.containers[n].name()
-    }
-
-    /// `netobs watch` that knows all containers and their interfaces.
-    fn watch(&self, options: &[&str]) -> Watch {
-        let watch = Watch::start(Some(&self.host), &[&OPTIONS, options].concat());
-        for container in &self.containers {
-            watch.until("its interface", |snapshot| {
-                let now = self::container(snapshot, container.name())?;
-                (now["interfaces"].as_array()?.len() == 1).then_some(())
-            });
-        }
-        watch
-    }
-
-    /// Waits until so many queries of a container have been seen, and what is looked for.
-    fn until(&self, watch: &Watch, n: usize, role: &str, look: impl Fn(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        wait_for(&format!("messages of {role} {n}"), LIMIT, || {
-            last = container(&watch.fresh(), self.name(n)).ok_or("no container")?;
-            let found = messages(&last, role, "wire").filter(&look);
-            found.ok_or_else(|| last["dns"].to_string())
-        })
-    }
+/// Waits until so many queries of a container have been seen, and what is looked for.
+fn until(world: &Bridged, watch: &Watch, n: usize, role: &str, look: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    wait_for(&format!("messages of {role} {n}"), LIMIT, || {
+        last = container(&watch.fresh(), world.name(n)).ok_or("no container")?;
+        let found = messages(&last, role, "wire").filter(&look);
+        found.ok_or_else(|| last["dns"].to_string())
+    })
 }
 
 fn server(n: usize) -> SocketAddr {
@@ -88,14 +55,14 @@ fn responses(messages: &Value) -> String {
 /// As the client itself measures it, and as long as the server waits at least; both ends, each in its role.
 #[test]
 fn latency_and_response_codes() {
-    let world = World::new(2);
-    let watch = world.watch(&[]);
+    let world = bridged(2);
+    let watch = start(&world, &[]);
     let _server = Server::start(world.netns(1), server(1));
     let mut measured = Duration::ZERO;
     for (name, times) in [("web.example", 10), ("nowhere.example", 3), ("sick.example", 2)] {
         measured += dns::ask(world.netns(0), server(1), name, times);
     }
-    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 15));
+    let client = until(&world, &watch, 0, "client", |messages| is_done(messages, 15));
     assert_eq!(counts(&client), [15, 0, 0, 0, 0, 0], "{client}");
     assert_eq!(responses(&client), r#"{"NOERROR":10,"NXDOMAIN":3,"SERVFAIL":2}"#);
     let (count, sum) = latency(&client);
@@ -105,7 +72,7 @@ fn latency_and_response_codes() {
     let buckets = client["latency"]["buckets"].as_array().expect("buckets");
     assert_eq!(buckets[..9].iter().map(|bucket| bucket.as_u64().unwrap_or(1)).sum::<u64>(), 0, "{client}");
 
-    let asked = world.until(&watch, 1, "server", |messages| is_done(messages, 15));
+    let asked = until(&world, &watch, 1, "server", |messages| is_done(messages, 15));
     assert_eq!(counts(&asked), [15, 0, 0, 0, 0, 0], "{asked}");
     assert_eq!(responses(&asked), responses(&client));
     let (_, served) = latency(&asked);
@@ -117,20 +84,20 @@ fn latency_and_response_codes() {
 
 #[test]
 fn unanswered_sent_again_and_answered_twice() {
-    let world = World::new(2);
-    let watch = world.watch(&[]);
+    let world = bridged(2);
+    let watch = start(&world, &[]);
     let _server = Server::start(world.netns(1), server(1));
     // The same query three times, another once, and one whose answer comes twice.
     let silent = dns::query(7, "quiet.example");
     dns::send(world.netns(0), server(1), vec![silent.clone(), silent.clone(), silent, dns::query(8, "q")]);
-    let waiting = world.until(&watch, 0, "client", |messages| number(messages, "queries") == 4);
+    let waiting = until(&world, &watch, 0, "client", |messages| number(messages, "queries") == 4);
     assert_eq!(counts(&waiting), [4, 2, 0, 0, 0, 2], "{waiting}");
     dns::ask(world.netns(0), server(1), "double.example", 1);
     // Nobody listens there.
     let nobody: SocketAddr = "10.53.0.99:53".parse().expect("an address");
     world.netns(0).sh("ip neigh add 10.53.0.99 lladdr 02:00:00:00:00:99 dev eth0");
     dns::send(world.netns(0), nobody, vec![dns::query(9, "web")]);
-    let done = world.until(&watch, 0, "client", |messages| {
+    let done = until(&world, &watch, 0, "client", |messages| {
         number(messages, "queries") == 6 && number(messages, "pending") == 0
     });
     assert_eq!(counts(&done), [6, 2, 1, 3, 0, 0], "{done}");
@@ -141,8 +108,8 @@ fn unanswered_sent_again_and_answered_twice() {
 /// The same server, the same IDs and ports, at the same time.
 #[test]
 fn two_containers_are_not_mixed() {
-    let world = World::new(3);
-    let watch = world.watch(&[]);
+    let world = bridged(3);
+    let watch = start(&world, &[]);
     let _server = Server::start(world.netns(2), server(2));
     let ask = |n: usize, name: &'static str, times: u16| {
         world.netns(n).spawn(move || {
@@ -158,28 +125,29 @@ fn two_containers_are_not_mixed() {
     let (first, second) = (ask(0, "web.example", 8), ask(1, "nowhere.example", 5));
     first.join().expect("the first");
     second.join().expect("the second");
-    let settled = |n: usize, queries| world.until(&watch, n, "client", |messages| is_done(messages, queries));
+    let settled =
+        |n: usize, queries| until(&world, &watch, n, "client", |messages| is_done(messages, queries));
     let (one, two) = (settled(0, 8), settled(1, 5));
     assert_eq!((counts(&one), responses(&one).as_str()), ([8, 0, 0, 0, 0, 0], r#"{"NOERROR":8}"#), "{one}");
     assert_eq!((counts(&two), responses(&two).as_str()), ([5, 0, 0, 0, 0, 0], r#"{"NXDOMAIN":5}"#), "{two}");
-    let asked = world.until(&watch, 2, "server", |messages| is_done(messages, 13));
+    let asked = until(&world, &watch, 2, "server", |messages| is_done(messages, 13));
     assert_eq!(counts(&asked), [13, 0, 0, 0, 0, 0], "{asked}");
 }
 
 #[test]
 fn over_ipv6() {
-    let world = World::new(2);
+    let world = bridged(2);
     for n in 0..2 {
         world.netns(n).sh(&format!(
             "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0; ip addr add fd53::{:x}/64 dev eth0 nodad",
             n + 10
         ));
     }
-    let watch = world.watch(&[]);
+    let watch = start(&world, &[]);
     let address: SocketAddr = "[fd53::b]:53".parse().expect("an address");
     let _server = Server::start(world.netns(1), address);
     let measured = dns::ask(world.netns(0), address, "web.example", 4);
-    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 4));
+    let client = until(&world, &watch, 0, "client", |messages| is_done(messages, 4));
     assert_eq!(counts(&client), [4, 0, 0, 0, 0, 0], "{client}");
     let (count, sum) = latency(&client);
     assert!(count == 4 && sum >= 4 * WAIT && sum <= measured, "{client}");
@@ -188,8 +156,8 @@ fn over_ipv6() {
 /// Whatever is sent to the port: it is no query, it is counted, and nothing breaks.
 #[test]
 fn garbage_is_no_query() {
-    let world = World::new(2);
-    let watch = world.watch(&["--dns-names"]);
+    let world = bridged(2);
+    let watch = start(&world, &["--dns-names"]);
     let sink = world.netns(1).run(|| std::net::UdpSocket::bind("0.0.0.0:53").expect("bind"));
     let mut garbage: Vec<Vec<u8>> = (0..12).map(|length| vec![0xff; length]).collect();
     garbage.extend([vec![0; 12], vec![0; 500], vec![0xff; 600], vec![0; 1400]]);
@@ -202,7 +170,7 @@ fn garbage_is_no_query() {
     drop(sink);
     let _server = Server::start(world.netns(1), server(1));
     dns::ask(world.netns(0), server(1), "instant", 1);
-    let client = world.until(&watch, 0, "client", |messages| is_done(messages, 1));
+    let client = until(&world, &watch, 0, "client", |messages| is_done(messages, 1));
     assert_eq!(counts(&client), [1, 0, 0, 0, 0, 0], "{client}");
     for n in 0..2 {
         let seen = container(&watch.fresh(), world.name(n)).expect("there");
@@ -218,8 +186,8 @@ fn garbage_is_no_query() {
 #[test]
 fn what_finds_the_ring_full_is_counted() {
     const SENT: u64 = 500;
-    let world = World::new(2);
-    let watch = world.watch(&["--event-buffer=4k", "--no-arp"]);
+    let world = bridged(2);
+    let watch = start(&world, &["--event-buffer=4k", "--no-arp"]);
     let mac = netobs_tests::kernel::mac(world.netns(1), "eth0");
     world.netns(0).sh(&format!("ip neigh replace 10.53.0.11 lladdr {mac} dev eth0"));
     let sink = world.netns(1).run(|| std::net::UdpSocket::bind("0.0.0.0:53").expect("bind"));
@@ -242,15 +210,16 @@ fn what_finds_the_ring_full_is_counted() {
     // And afterwards all are seen again.
     let _server = Server::start(world.netns(1), server(1));
     dns::ask(world.netns(0), server(1), "instant", 5);
-    let client = world
-        .until(&watch, 0, "client", |messages| messages["responses"]["NOERROR"].as_u64().unwrap_or(0) == 5);
+    let client = until(&world, &watch, 0, "client", |messages| {
+        messages["responses"]["NOERROR"].as_u64().unwrap_or(0) == 5
+    });
     assert_eq!(latency(&client).0, 5, "{client}");
     assert_eq!(number(&watch.fresh(), "agent.events.lost.dns"), lost);
 }
 
 #[test]
 fn names_only_where_asked_for() {
-    let world = World::new(2);
+    let world = bridged(2);
     let _server = Server::start(world.netns(1), server(1));
     let ask = || {
         for (name, times) in [("i.Example.com", 3), ("I.example.COM", 2), ("in\x1b\"space .x", 4), ("it", 1)]
@@ -309,13 +278,13 @@ fn names_only_where_asked_for() {
     );
     drop(agent);
 
-    let watch = world.watch(&[]);
+    let watch = start(&world, &[]);
     dns::ask(world.netns(0), server(1), "instant", 1);
-    world.until(&watch, 0, "client", |messages| number(messages, "queries") == 1);
+    until(&world, &watch, 0, "client", |messages| number(messages, "queries") == 1);
     let seen = container(&watch.fresh(), world.name(0)).expect("there");
     assert!(seen["dns"]["names"].is_null(), "{seen}");
     drop(watch);
-    let watch = world.watch(&["--no-dns"]);
+    let watch = start(&world, &["--no-dns"]);
     let seen = container(&watch.fresh(), world.name(0)).expect("there");
     assert!(seen["dns"].is_null(), "{seen}");
 }
@@ -323,10 +292,10 @@ fn names_only_where_asked_for() {
 /// A container on the host's network is seen by its sockets, the host's own queries by nobody.
 #[test]
 fn a_container_on_the_hosts_network() {
-    let world = World::new(1);
+    let world = bridged(1);
     world.host.sh("ip addr add 10.53.0.1/24 dev br-dns");
     let on_host = Pretend::on_host(&world.host);
-    let watch = world.watch(&[]);
+    let watch = start(&world, &[]);
     watch.until("its cgroup", |snapshot| {
         (container(snapshot, on_host.name())?["interfaces"].as_array()?.len() == 1).then_some(())
     });
@@ -344,7 +313,7 @@ fn a_container_on_the_hosts_network() {
     assert_eq!(counts(&client), [queries, 0, 0, 0, 0, 0], "{client}");
     assert_eq!(responses(&client), responses(&asked));
     dns::ask(&world.host, server(0), "instant", 3);
-    world.until(&watch, 0, "server", |messages| number(messages, "queries") == queries + 3);
+    until(&world, &watch, 0, "server", |messages| number(messages, "queries") == queries + 3);
     let seen = container(&watch.fresh(), on_host.name()).expect("there");
     let client = messages(&seen, "client", "wire").expect("its messages");
     assert_eq!(number(&client, "queries"), queries, "{client}");
@@ -355,11 +324,11 @@ const EMBEDDED: &str = "127.0.0.11:53";
 /// A server at Docker's address in the container's own namespace: at `lo`, counted as DNS and as nothing else.
 #[test]
 fn the_server_inside_the_namespace() {
-    let world = World::new(2);
+    let world = bridged(2);
     let address: SocketAddr = EMBEDDED.parse().expect("an address");
     let _server = Server::start(world.netns(0), address);
     let filters = |n: usize| world.netns(n).sh("tc filter show dev lo egress").matches(" netobs ").count();
-    let mut watch = world.watch(&[]);
+    let mut watch = start(&world, &[]);
     watch.until("the filter", |_| (filters(0) == 1).then_some(()));
     assert_eq!(filters(1), 0, "it has no such server");
     let before = container(&watch.fresh(), world.name(0)).expect("there");
@@ -385,7 +354,7 @@ fn the_server_inside_the_namespace() {
     // What a killed run leaves is removed by the next, and at the end nothing is left.
     watch.kill();
     assert_eq!(filters(0), 1, "nobody to remove it");
-    let mut watch = world.watch(&[]);
+    let mut watch = start(&world, &[]);
     dns::ask(world.netns(0), address, "instant", 3);
     watch.until("its messages, once each", |snapshot| {
         let messages = messages(&container(snapshot, world.name(0))?, "client", "embedded")?;
@@ -399,8 +368,8 @@ fn the_server_inside_the_namespace() {
 /// Containers with such a server come and go, and nothing of them stays.
 #[test]
 fn gone_with_the_container() {
-    let world = World::new(1);
-    let watch = world.watch(&[]);
+    let world = bridged(1);
+    let watch = start(&world, &[]);
     let open = || {
         let count =
             |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", watch.pid())).expect("it").count();
@@ -441,7 +410,7 @@ fn gone_with_the_container() {
 /// Without the privilege to enter namespaces, that is said, and the rest goes on.
 #[test]
 fn without_the_privilege_to_enter() {
-    let world = World::new(1);
+    let world = bridged(1);
     let _server = Server::start(world.netns(0), EMBEDDED.parse().expect("an address"));
     let output = world
         .host

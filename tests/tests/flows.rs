@@ -8,8 +8,8 @@ use std::{
 };
 
 use netobs_tests::{
-    http, kernel,
-    netns::Netns,
+    bridged::Bridged,
+    frames, http, kernel,
     pretend::Pretend,
     program::{self, Agent, Watch, container, number},
     traffic, wait_for,
@@ -18,42 +18,16 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A host with a bridge and containers on it that `/proc` tells of.
-struct World {
-    host: Netns,
-    containers: Vec<Pretend>,
-}
-
 const BRIDGE: &str = "br-flows";
 
-impl World {
-    fn new(count: usize) -> Self {
-        let host = Netns::new();
-        host.sh(&format!(
-            "ip link add {BRIDGE} type bridge mcast_snooping 0; ip addr add 10.79.0.1/24 dev {BRIDGE}; ip link set {BRIDGE} up"
-        ));
-        let containers: Vec<Pretend> = (0..count).map(|_| Pretend::new()).collect();
-        for (n, container) in containers.iter().enumerate() {
-            host.sh(&format!(
-                "ip link add veth{n} type veth peer name eth0 netns {}; \
-                 ip link set veth{n} master {BRIDGE} up",
-                container.netns().pid()
-            ));
-            container.netns().sh(&format!(
-                "ip addr add 10.79.0.{}/24 dev eth0; ip link set eth0 up; ip route add default via 10.79.0.1",
-                n + 10
-            ));
-        }
-        Self { host, containers }
+/// Number n (from 0) has 10.79.0.(n + 10), and a way out by the host.
+fn bridged(count: u8) -> Bridged {
+    let world = Bridged::new(BRIDGE, "10.79.0", (0..count).map(|n| n + 10));
+    world.host.sh(&format!("ip addr add 10.79.0.1/24 dev {BRIDGE}"));
+    for container in &world.containers {
+        container.netns().sh("ip route add default via 10.79.0.1");
     }
-
-    fn netns(&self, n: usize) -> &Netns {
-        self.containers[n].netns()
-    }
-
-    fn name(&self, n: usize) -> &str {
-        self.containers[n].name()
-    }
+    world
 }
 
 fn address(n: usize, port: u16) -> SocketAddr {
@@ -106,21 +80,15 @@ fn frame(from: &str, to: &str, tag: Option<u16>, ports: (u16, u16), fragment: u1
         frame.extend(tag.to_be_bytes());
     }
     frame.extend([0x08, 0x00]);
-    let [high, low] = fragment.to_be_bytes();
-    let mut header = [0x45, 0, 0, 28, 0, 7, high, low, 64, 17, 0, 0, 10, 79, 0, 10, 10, 79, 0, 11];
-    // A bridge lets no packet pass that has a wrong one.
-    let sum: u32 = header.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
-    let checksum = !((sum >> 16) + (sum & 0xffff)) as u16;
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    frame.extend(header);
-    frame.extend(ports.0.to_be_bytes());
-    frame.extend(ports.1.to_be_bytes());
-    frame.extend([0, 8, 0, 0]);
+    let mut datagram = ports.0.to_be_bytes().to_vec();
+    datagram.extend(ports.1.to_be_bytes());
+    datagram.extend([0, 8, 0, 0]);
+    frame.extend(frames::ipv4(17, [10, 79, 0, 10], [10, 79, 0, 11], fragment, &datagram));
     frame
 }
 
 /// UDP, TCP in super-packets, pings, fragments, multicast, from the host and to it.
-fn all_kinds(world: &World) {
+fn all_kinds(world: &Bridged) {
     traffic::udp(world.netns(0), world.netns(1), address(1, 5000), 1000, 100);
     traffic::udp(world.netns(1), world.netns(0), address(0, 5001), 500, 1400);
     traffic::tcp(world.netns(0), world.netns(1), address(1, 5002), 20_000_000);
@@ -137,7 +105,7 @@ fn all_kinds(world: &World) {
 }
 
 /// From the first container to the second.
-fn send_frames(world: &World, count: u16, make: impl Fn(&str, &str, u16) -> Vec<u8>) {
+fn send_frames(world: &Bridged, count: u16, make: impl Fn(&str, &str, u16) -> Vec<u8>) {
     let (from, to) = (kernel::mac(world.netns(0), "eth0"), kernel::mac(world.netns(1), "eth0"));
     traffic::raw(world.netns(0), "eth0", (0..count).map(|n| make(&from, &to, n)).collect());
 }
@@ -146,7 +114,7 @@ fn send_frames(world: &World, count: u16, make: impl Fn(&str, &str, u16) -> Vec<
 fn every_ip_packet_is_in_a_flow_or_in_the_remainder() {
     let name = "every_ip_packet_is_in_a_flow_or_in_the_remainder";
     for mode in kernel::attach_modes(name) {
-        let world = World::new(2);
+        let world = bridged(2);
         let attach = format!("--attach={mode}");
         let watch = Watch::start(Some(&world.host), &["--no-engine", "--grace=60s", &attach]);
         watch.container(world.name(0));
@@ -173,7 +141,7 @@ fn every_ip_packet_is_in_a_flow_or_in_the_remainder() {
 #[test]
 fn what_finds_no_room_is_stated() {
     for (max_flows, fits) in [(64, false), (8192, true)] {
-        let world = World::new(2);
+        let world = bridged(2);
         let max_flows = format!("--max-flows={max_flows}");
         let options = ["--no-engine", "--grace=60s", "--flow-interval=200ms", max_flows.as_str()];
         let watch = Watch::start(Some(&world.host), &options);
@@ -195,19 +163,19 @@ fn what_finds_no_room_is_stated() {
     }
 }
 
-fn get(world: &World, agent: &Agent, path: &'static str) -> Result<String, String> {
+fn get(world: &Bridged, agent: &Agent, path: &'static str) -> Result<String, String> {
     let port = agent.port;
     let (status, body) = world.host.run(move || http::get(port, path)).map_err(|error| error.to_string())?;
     if status == 200 { Ok(body) } else { Err(format!("{status}: {body}")) }
 }
 
-fn flows(world: &World, agent: &Agent) -> Value {
+fn flows(world: &Bridged, agent: &Agent) -> Value {
     let text = get(world, agent, "/api/v1/flows").expect("flows");
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// The conversations of one protocol with a port of the server.
-fn conversations(world: &World, agent: &Agent, protocol: &str, port: Option<u16>) -> Vec<Value> {
+fn conversations(world: &Bridged, agent: &Agent, protocol: &str, port: Option<u16>) -> Vec<Value> {
     let all = flows(world, agent);
     let flows = all["flows"].as_array().expect("flows");
     let is = |flow: &&Value| {
@@ -216,7 +184,7 @@ fn conversations(world: &World, agent: &Agent, protocol: &str, port: Option<u16>
     flows.iter().filter(is).cloned().collect()
 }
 
-fn agent_of(world: &World, arguments: &[&str]) -> Agent {
+fn agent_of(world: &Bridged, arguments: &[&str]) -> Agent {
     let all = [&["--no-engine", "--grace=60s"], arguments].concat();
     let agent = Agent::start_in(Some(&world.host), &all);
     wait_for("all containers", LIMIT, || {
@@ -233,7 +201,7 @@ fn agent_of(world: &World, arguments: &[&str]) -> Agent {
 
 #[test]
 fn one_conversation_is_one_line_with_both_ends() {
-    let world = World::new(3);
+    let world = bridged(3);
     let agent = agent_of(&world, &[]);
     traffic::udp(world.netns(0), world.netns(1), address(1, 5000), 1000, 100);
     traffic::tcp(world.netns(1), world.netns(2), address(2, 5432), 5_000_000);
@@ -295,7 +263,7 @@ fn one_conversation_is_one_line_with_both_ends() {
     edges_are_in_the_metrics(&world, &agent);
 }
 
-fn edges_are_in_the_metrics(world: &World, agent: &Agent) {
+fn edges_are_in_the_metrics(world: &Bridged, agent: &Agent) {
     let text = get(world, agent, "/metrics").expect("metrics");
     let edge = |source: usize, destination: usize, protocol: &str, port: &str| {
         let (source, destination) = (world.name(source), world.name(destination));
@@ -317,7 +285,7 @@ fn edges_are_in_the_metrics(world: &World, agent: &Agent) {
 /// What is sent and does not arrive is in the difference of the two ends.
 #[test]
 fn what_was_lost_between_two_containers_shows() {
-    let world = World::new(2);
+    let world = bridged(2);
     let agent = agent_of(&world, &[]);
     // Neighbours are known, so that all that is sent are the datagrams.
     let mac = kernel::mac(world.netns(1), "eth0");
@@ -344,7 +312,7 @@ fn what_was_lost_between_two_containers_shows() {
 /// interface goes right after its last packet.
 #[test]
 fn sums_outlive_flows_and_interfaces() {
-    let mut world = World::new(2);
+    let mut world = bridged(2);
     let options = ["--no-engine", "--grace=60s", "--flow-interval=200ms", "--flow-idle=1s"];
     let watch = Watch::start(Some(&world.host), &options);
     watch.container(world.name(0));
@@ -370,7 +338,7 @@ fn sums_outlive_flows_and_interfaces() {
 /// Slots are used again only when the flows of who had them have been read.
 #[test]
 fn no_flow_is_told_of_another_container() {
-    let mut world = World::new(1);
+    let mut world = bridged(1);
     // Room for the bridge and three containers at a time; many more come.
     let options = ["--no-engine", "--grace=60s", "--max-interfaces=4", "--flow-interval=30s"];
     let watch = Watch::start(Some(&world.host), &options);
@@ -409,7 +377,7 @@ fn no_flow_is_told_of_another_container() {
 #[test]
 fn a_hundred_thousand_flows() {
     const FLOWS: u32 = 100_000;
-    let world = World::new(2);
+    let world = bridged(2);
     let agent = agent_of(&world, &["--max-flows=524288", "--flow-interval=1s", "--flow-idle=60s"]);
     let before = agent.resident_kib();
     for port in 7000..7000 + (FLOWS / 10_000) as u16 {

@@ -2,8 +2,8 @@
 //! kernel.
 
 use netobs_tests::{
+    bridged::Bridged,
     frames, kernel,
-    netns::Netns,
     pretend::Pretend,
     program::{Watch, container, number},
     traffic,
@@ -13,54 +13,21 @@ use serde_json::Value;
 const OPTIONS: [&str; 2] = ["--no-engine", "--grace=60s"];
 const BRIDGE: &str = "br-l2";
 
-/// A host with a bridge and containers on it that `/proc` tells of.
-struct World {
-    host: Netns,
-    containers: Vec<Pretend>,
+/// Number n (from 0) has 10.54.0.(last[n]).
+fn bridged(last: &[u8]) -> Bridged {
+    Bridged::new(BRIDGE, "10.54.0", last.iter().copied())
 }
 
-impl World {
-    /// Number n (from 0) has 10.54.0.(last[n]).
-    fn new(last: &[u8]) -> Self {
-        let host = Netns::new();
-        host.sh(&format!("ip link add {BRIDGE} type bridge mcast_snooping 0; ip link set {BRIDGE} up"));
-        let containers: Vec<Pretend> = last.iter().map(|_| Pretend::new()).collect();
-        for (n, (container, last)) in containers.iter().zip(last).enumerate() {
-            host.sh(&format!(
-                "ip link add veth{n} type veth peer name eth0 netns {}; ip link set veth{n} master {BRIDGE} up",
-                container.netns().pid()
-            ));
-            container.netns().sh(&format!("ip addr add 10.54.0.{last}/24 dev eth0; ip link set eth0 up"));
-        }
-        Self { host, containers }
-    }
+fn start(world: &Bridged, options: &[&str]) -> Watch {
+    world.watch(&[&OPTIONS, options].concat())
+}
 
-    fn netns(&self, n: usize) -> &Netns {
-        self.containers[n].netns()
-    }
-
-    fn name(&self, n: usize) -> &str {
-        self.containers[n].name()
-    }
-
-    fn watch(&self, options: &[&str]) -> Watch {
-        let watch = Watch::start(Some(&self.host), &[&OPTIONS, options].concat());
-        for container in &self.containers {
-            watch.until("its interface", |snapshot| {
-                let now = self::container(snapshot, container.name())?;
-                (now["interfaces"].as_array()?.len() == 1).then_some(())
-            });
-        }
-        watch
-    }
-
-    /// What is said of a container's ARP, once it has sent so many requests and none waits any more.
-    fn settled(&self, watch: &Watch, n: usize, requests: u64, done: impl Fn(&Value) -> bool) -> Value {
-        watch.until(&format!("{requests} requests of {n}"), |snapshot| {
-            let arp = container(snapshot, self.name(n))?["arp"].clone();
-            (number(&arp, "requests_tx") == requests && done(&arp)).then_some(arp)
-        })
-    }
+/// What is said of a container's ARP, once it has sent so many requests and none waits any more.
+fn settled(world: &Bridged, watch: &Watch, n: usize, requests: u64, done: impl Fn(&Value) -> bool) -> Value {
+    watch.until(&format!("{requests} requests of {n}"), |snapshot| {
+        let arp = container(snapshot, world.name(n))?["arp"].clone();
+        (number(&arp, "requests_tx") == requests && done(&arp)).then_some(arp)
+    })
 }
 
 fn parts<const N: usize>(arp: &Value, parts: [&str; N]) -> [u64; N] {
@@ -73,13 +40,13 @@ const REST: [&str; 5] = ["announcements", "unanswered", "untracked", "duplicates
 /// `arping` asks once a second, and each is answered: to the packet, as the exact layer counts them.
 #[test]
 fn requests_and_replies() {
-    let world = World::new(&[10, 11]);
-    let watch = world.watch(&[]);
+    let world = bridged(&[10, 11]);
+    let watch = start(&world, &[]);
     world.netns(0).sh("busybox arping -q -c 4 -I eth0 10.54.0.11");
-    let asks = world.settled(&watch, 0, 4, |arp| number(arp, "replies_rx") == 4);
+    let asks = settled(&world, &watch, 0, 4, |arp| number(arp, "replies_rx") == 4);
     assert_eq!(parts(&asks, REQUESTS_AND_REPLIES), [4, 4, 0, 0], "{asks}");
     assert_eq!(parts(&asks, REST), [0; 5], "{asks}");
-    let answers = world.settled(&watch, 1, 0, |arp| number(arp, "replies_tx") == 4);
+    let answers = settled(&world, &watch, 1, 0, |arp| number(arp, "replies_tx") == 4);
     assert_eq!(parts(&answers, REQUESTS_AND_REPLIES), [0, 0, 4, 4], "{answers}");
     assert_eq!(parts(&answers, REST), [0; 5], "{answers}");
     for n in 0..2 {
@@ -91,36 +58,36 @@ fn requests_and_replies() {
 
 #[test]
 fn requests_that_nobody_answers() {
-    let world = World::new(&[10, 11]);
-    let watch = world.watch(&[]);
+    let world = bridged(&[10, 11]);
+    let watch = start(&world, &[]);
     // The kernel's own: three, a second apart, and then it gives up.
     world.netns(0).try_sh("busybox ping -q -c 1 -W 4 10.54.0.77");
-    let unanswered = world.settled(&watch, 0, 3, |arp| number(arp, "unanswered") == 3);
+    let unanswered = settled(&world, &watch, 0, 3, |arp| number(arp, "unanswered") == 3);
     assert_eq!(parts(&unanswered, REQUESTS_AND_REPLIES), [3, 0, 0, 0], "{unanswered}");
     // What tells an address, or looks whether anybody has one, asks nobody.
     world.netns(0).try_sh("busybox arping -q -U -c 2 -I eth0 10.54.0.10");
     world.netns(0).try_sh("busybox arping -q -D -c 2 -w 3 -I eth0 10.54.0.78");
     // One that is answered, after all.
     world.netns(0).sh("busybox arping -q -c 1 -I eth0 10.54.0.11");
-    let done = world.settled(&watch, 0, 8, |arp| number(arp, "replies_rx") == 1);
+    let done = settled(&world, &watch, 0, 8, |arp| number(arp, "replies_rx") == 1);
     std::thread::sleep(std::time::Duration::from_millis(1500));
-    let later = world.settled(&watch, 0, 8, |_| true);
+    let later = settled(&world, &watch, 0, 8, |_| true);
     assert_eq!(parts(&later, REST), [4, 3, 0, 0, 0], "{later}, before {done}");
     // Neither a request nor a reply.
     let mut reverse = frames::arp([10, 54, 0, 10], [10, 54, 0, 11]);
     reverse[7] = 3;
     traffic::raw(world.netns(0), "eth0", vec![frames::ethernet(0x0806, &reverse); 3]);
-    let other = world.settled(&watch, 0, 8, |arp| number(arp, "other") == 3);
+    let other = settled(&world, &watch, 0, 8, |arp| number(arp, "other") == 3);
     assert_eq!(parts(&other, REQUESTS_AND_REPLIES), [8, 1, 0, 0], "{other}");
 }
 
 /// Two containers have the same address, a third asks for it: both are told of, once.
 #[test]
 fn an_address_that_two_have() {
-    let world = World::new(&[10, 11, 11]);
-    let watch = world.watch(&[]);
+    let world = bridged(&[10, 11, 11]);
+    let watch = start(&world, &[]);
     world.netns(0).sh("busybox arping -b -q -c 2 -I eth0 10.54.0.11");
-    let asks = world.settled(&watch, 0, 2, |arp| number(arp, "replies_rx") == 4);
+    let asks = settled(&world, &watch, 0, 2, |arp| number(arp, "replies_rx") == 4);
     assert_eq!(parts(&asks, REST), [0; 5], "it has no part in it: {asks}");
     assert_eq!(asks["conflicts"].as_array().map(Vec::len), Some(0), "{asks}");
     let mut macs = [1, 2].map(|n| kernel::mac(world.netns(n), "eth0"));
@@ -128,7 +95,7 @@ fn an_address_that_two_have() {
     let mut names = [world.name(1), world.name(2)];
     names.sort_unstable();
     for n in [1, 2] {
-        let arp = world.settled(&watch, n, 0, |arp| number(arp, "duplicates") == 1);
+        let arp = settled(&world, &watch, n, 0, |arp| number(arp, "duplicates") == 1);
         assert_eq!(parts(&arp, REQUESTS_AND_REPLIES), [0, 0, 2, 2], "{arp}");
         let [conflict] = arp["conflicts"].as_array().expect("conflicts").as_slice() else { panic!("{arp}") };
         assert_eq!((&conflict["address"], &conflict["network"]), (&"10.54.0.11".into(), &BRIDGE.into()));
@@ -140,10 +107,10 @@ fn an_address_that_two_have() {
 /// The next container gets the address of one that has gone, with another MAC address: no conflict.
 #[test]
 fn an_heir_is_no_duplicate() {
-    let mut world = World::new(&[10, 11]);
-    let watch = world.watch(&[]);
+    let mut world = bridged(&[10, 11]);
+    let watch = start(&world, &[]);
     world.netns(0).sh("busybox arping -q -c 1 -I eth0 10.54.0.11");
-    world.settled(&watch, 1, 0, |arp| number(arp, "replies_tx") == 1);
+    settled(&world, &watch, 1, 0, |arp| number(arp, "replies_tx") == 1);
     drop(world.containers.pop());
     watch.until("its end", |snapshot| {
         netobs_tests::program::interface(snapshot, "veth1").is_none().then_some(())
@@ -159,7 +126,7 @@ fn an_heir_is_no_duplicate() {
         (container(snapshot, world.name(1))?["interfaces"].as_array()?.len() == 1).then_some(())
     });
     world.netns(0).sh("busybox arping -q -c 2 -I eth0 10.54.0.11");
-    let arp = world.settled(&watch, 1, 0, |arp| number(arp, "replies_tx") == 2);
+    let arp = settled(&world, &watch, 1, 0, |arp| number(arp, "replies_tx") == 2);
     assert_eq!(
         (number(&arp, "duplicates"), arp["conflicts"].as_array().map(Vec::len)),
         (0, Some(0)),
@@ -170,8 +137,8 @@ fn an_heir_is_no_duplicate() {
 /// Packets that a container sends from an address that is not its own.
 #[test]
 fn from_an_address_of_others() {
-    let world = World::new(&[10, 11]);
-    let watch = world.watch(&[]);
+    let world = bridged(&[10, 11]);
+    let watch = start(&world, &[]);
     let datagram = |from: [u8; 4]| {
         let payload = frames::ports(4000, 9, 8);
         frames::ethernet(0x0800, &frames::ipv4(17, from, [10, 54, 0, 11], 0, &payload))
@@ -193,8 +160,8 @@ fn from_an_address_of_others() {
 
 #[test]
 fn not_looked_at() {
-    let world = World::new(&[10, 11]);
-    let watch = world.watch(&["--no-arp", "--no-dns"]);
+    let world = bridged(&[10, 11]);
+    let watch = start(&world, &["--no-arp", "--no-dns"]);
     world.netns(0).sh("busybox arping -q -c 1 -I eth0 10.54.0.11");
     let seen = watch.until("the request", |snapshot| {
         let seen = container(snapshot, world.name(0))?;
