@@ -62,33 +62,39 @@ pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, bytes: u64) {
 /// # Panics
 /// If one is refused.
 pub fn raw(from: &Netns, interface: &'static str, frames: Vec<Vec<u8>>) {
+    from.run(move || raw_here(interface, &frames));
+}
+
+/// As [`raw`], in the namespace that the thread is in.
+///
+/// # Panics
+/// If one is refused.
+pub fn raw_here(interface: &str, frames: &[Vec<u8>]) {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use std::os::fd::AsRawFd as _;
-    from.run(move || {
-        // Of no protocol: one that listens would make frames that nobody handles look handled, and up to 6.15 in
-        // all namespaces.
-        let socket =
-            socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).expect("a packet socket");
-        // SAFETY: all zero is a valid sockaddr_ll.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = nix::net::if_::if_nametoindex(interface).expect("its index").cast_signed();
-        address.sll_halen = 6;
-        for frame in frames {
-            // SAFETY: the frame and the address live through the call.
-            let sent = unsafe {
-                libc::sendto(
-                    socket.as_raw_fd(),
-                    frame.as_ptr().cast(),
-                    frame.len(),
-                    0,
-                    (&raw const address).cast(),
-                    size_of_val(&address) as u32,
-                )
-            };
-            assert_eq!(sent, frame.len() as isize, "{:?}", std::io::Error::last_os_error());
-        }
-    });
+    // Of no protocol: one that listens would make frames that nobody handles look handled, and up to 6.15 in
+    // all namespaces.
+    let socket =
+        socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).expect("a packet socket");
+    // SAFETY: all zero is a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = nix::net::if_::if_nametoindex(interface).expect("its index").cast_signed();
+    address.sll_halen = 6;
+    for frame in frames {
+        // SAFETY: the frame and the address live through the call.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const address).cast(),
+                size_of_val(&address) as u32,
+            )
+        };
+        assert_eq!(sent, frame.len() as isize, "{:?}", std::io::Error::last_os_error());
+    }
 }
 
 fn any(like: SocketAddr) -> &'static str {

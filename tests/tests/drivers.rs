@@ -7,7 +7,7 @@ use netobs_tests::{
     kernel,
     netns::Netns,
     program::{LIMIT, Watch, container, number},
-    row, unique, wait_for,
+    row, traffic, unique, wait_for,
 };
 use serde_json::Value;
 
@@ -475,4 +475,80 @@ fn bridge_default() {
         if ours == before { Ok(()) } else { Err(format!("netobs {ours:?}, kernel {before:?}")) }
     });
     row("bridge (default)", "10 pings both ways, equal to the kernel's counters of the veth");
+}
+
+/// Scenario 9: IPv6, a tagged frame, jumbo frames, and packets of which the kernel makes many at the end; each as the
+/// kernel counts it at the veth.
+#[test]
+fn scenario_9_what_else_passes() {
+    if !docker::available("scenario 9") {
+        return;
+    }
+    let options = ["--ipv6", "--subnet", "fd00:79::/64", "-o", "com.docker.network.driver.mtu=9000"];
+    let network = Network::new("nine", &options);
+    let on = ["--network", network.name.as_str()];
+    let script = "dd if=/dev/zero of=/www/index.html bs=1000000 count=20 && httpd -f -p 80 -h /www";
+    let server = Container::run_command("nine1", &on, &["sh", "-c", script]);
+    let client = Container::run("nine2", &on);
+    let watch = Watch::start(None, &[]);
+    let veth_of = |container: &Container| {
+        let now = on_network(&watch, &container.name, &network.name, |_| true);
+        now["host_interface"].as_str().expect("a veth").to_owned()
+    };
+    let veths = [veth_of(&server), veth_of(&client)];
+    let of_client = |enough: &dyn Fn(&Value) -> bool| on_network(&watch, &client.name, &network.name, enough);
+    let before = of_client(&|_| true);
+    let more = |now: &Value, field: &str| number(now, field) - number(&before, field);
+
+    let six = server.inspect(&format!(
+        "{{{{(index .NetworkSettings.Networks \"{}\").GlobalIPv6Address}}}}",
+        network.name
+    ));
+    client.exec(&["ping", "-q", "-c", "5", "-i", "0.05", "-s", "1000", &six]);
+    client.exec(&["ping", "-q", "-c", "3", "-i", "0.05", "-s", "8000", &server.address(&network.name)]);
+    let pid: u32 = client.inspect("{{.State.Pid}}").trim().parse().expect("a process");
+    std::thread::spawn(move || {
+        let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("a namespace");
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter it");
+        let mut tagged = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 0x81, 0, 0, 5];
+        tagged.extend([0x88, 0xb5]);
+        tagged.resize(60, 0);
+        traffic::raw_here("eth0", &vec![tagged; 4]);
+    })
+    .join()
+    .expect("the sender");
+    let address = server.address(&network.name);
+    wait_for("the file", LIMIT, || {
+        let url = format!("http://{address}/");
+        let output = docker::try_docker(&["exec", &client.name, "wget", "-q", "-O", "/dev/null", &url]);
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    });
+    // To the packet and the byte, both directions, at both ends. The sender's veth counts a frame with its tag, which
+    // is no longer in it when the programs see it.
+    for (veth, tags) in veths.iter().zip([0, 4]) {
+        wait_for("what the kernel has", LIMIT, || {
+            let kernel = kernel::own_link(veth);
+            let mut ours = kernel::expected(&watch.interface(veth));
+            ours.rx_bytes += 4 * tags;
+            if ours == kernel { Ok(()) } else { Err(format!("netobs {ours:?}, kernel {kernel:?}")) }
+        });
+    }
+    let now = of_client(&|now| number(now, "rx.protocol.tcp.bytes") > 20_000_000);
+    assert_eq!(more(&now, "tx.ethertype.vlan.packets"), 4, "{now}");
+    // Ethernet, IPv6, ICMPv6 and what it carries; and of 8,042 bytes the echo requests.
+    let large = |field: &str| number(&now, field);
+    assert_eq!(more(&now, "tx.size.5"), 5, "1,062 bytes: {now}");
+    assert_eq!(more(&now, "tx.protocol.icmp.packets"), 3, "{now}");
+    assert_eq!(more(&now, "tx.protocol.icmp.bytes"), 3 * 8042, "{now}");
+    assert!(large("rx.wire_packets") > large("rx.packets"), "super-packets: {now}");
+    let sum: u64 = (0..9).map(|size| large(&format!("rx.size.{size}"))).sum();
+    assert_eq!(sum, large("rx.wire_packets"), "{now}");
+    row(
+        "scenario 9",
+        "IPv6, a tagged frame, jumbo and super-packets, equal to the kernel's counters of both veths",
+    );
 }

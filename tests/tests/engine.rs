@@ -39,6 +39,19 @@ fn settled(watch: &Watch, name: &str, mut enough: impl FnMut(&Value) -> bool) ->
     })
 }
 
+/// What one container sent to another, at both ends.
+fn edge(snapshot: &Value, ends: [&Container; 2], protocol: &str, port: Option<u16>) -> Option<[Value; 2]> {
+    let [from, to] = ends.map(|container| container.name.as_str());
+    let is = |edge: &&Value| {
+        edge["source"]["container"] == from
+            && edge["destination"]["container"] == to
+            && edge["protocol"] == protocol
+            && edge["port"] == Value::from(port)
+    };
+    let edge = snapshot["edges"].as_array()?.iter().find(is)?;
+    Some([edge["sent"].clone(), edge["received"].clone()])
+}
+
 #[test]
 fn scenario_1_ping_on_the_default_bridge() {
     if !docker::available("scenario 1") {
@@ -66,6 +79,12 @@ fn scenario_1_ping_on_the_default_bridge() {
         assert_eq!(eth0["network"], "bridge");
         assert_eq!(number(eth0, "rx.protocol.icmp.packets"), 5);
         assert!(eth0["host_interface"].as_str().is_some_and(|veth| veth.starts_with("veth")), "{eth0}");
+    }
+    for ends in [[&b1, &b2], [&b2, &b1]] {
+        let counts = watch.until("the edge", |snapshot| edge(snapshot, ends, "icmp", None));
+        for count in counts {
+            assert_eq!((number(&count, "packets"), number(&count, "bytes")), (5, 5 * 98), "{count}");
+        }
     }
     let addresses = inner(&watch.container(&b1.name), "eth0")["addresses"].to_string();
     assert!(addresses.contains(&b1.address("bridge")), "{addresses}");
@@ -118,6 +137,22 @@ fn scenario_2_a_web_server_on_a_network_by_name() {
     assert_eq!(number(&got, "rx.protocol.tcp.bytes"), number(&sent, "tx.protocol.tcp.bytes"));
     assert_eq!(number(&got, "tx.protocol.tcp.bytes"), number(&sent, "rx.protocol.tcp.bytes"));
     assert!(number(&got, "tx.tcp_flags.syn") >= 1);
+    let snapshot = watch.fresh();
+    for (ends, sender) in [([&client, &server], &got), ([&server, &client], &sent)] {
+        let [sent, received] = edge(&snapshot, ends, "tcp", Some(80)).expect("an edge");
+        assert_eq!(sent, received, "nothing was lost");
+        assert_eq!(number(&sent, "bytes"), number(sender, "tx.protocol.tcp.bytes"));
+    }
+    // One connection, and how long it took to make it; both ends say so.
+    let handshakes = |name: &str, role: &str| {
+        let handshake = &container(&snapshot, name).expect("it runs")["tcp"]["connections"][role];
+        let buckets = handshake["buckets"].as_array().expect("buckets").iter();
+        (buckets.map(|one| one.as_u64().expect("a count")).sum::<u64>(), number(handshake, "sum_us"))
+    };
+    for (name, role) in [(&client.name, "client_handshake"), (&server.name, "server_handshake")] {
+        let (count, sum_us) = handshakes(name, role);
+        assert!(count == 1 && sum_us > 0, "{role}: {count} in {sum_us} us");
+    }
     let myapp_now = watch.until("network", |snapshot| network(snapshot, &myapp.name));
     assert_eq!(myapp_now["driver"], "bridge");
     assert!(myapp_now["bridge"].as_str().is_some_and(|bridge| bridge.starts_with("br-")), "{myapp_now}");
