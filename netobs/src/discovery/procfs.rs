@@ -146,6 +146,34 @@ mod tests {
     }
 
     #[test]
+    fn without_a_v2_tree_it_is_said_what_is_missing() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let id = "c".repeat(64);
+        for folder in ["self", "20"] {
+            fs::create_dir(root.path().join(folder))?;
+        }
+        let v1 = "36 25 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let v2 = "35 25 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let of = |mounts: &str, cgroups: &str| {
+            fs::write(root.path().join("self/mountinfo"), mounts)?;
+            fs::write(root.path().join("20/cgroup"), cgroups)?;
+            Ok::<_, io::Error>(v2_cgroup(root.path(), 20, &id).map_err(|error| error.to_string()))
+        };
+        let both = format!("4:memory:/docker/{id}\n0::/docker/{id}\n");
+        assert_eq!(of(v1, &both)?, Err("this host has no cgroup v2 tree to count it by".to_owned()));
+        let only_v1 = format!("4:memory:/docker/{id}\n0::/\n");
+        assert_eq!(
+            of(&format!("{v1}{v2}"), &only_v1)?,
+            Err("it has no cgroup of its own in the v2 tree to count it by".to_owned())
+        );
+        assert_eq!(
+            of(&format!("{v1}{v2}"), &both)?,
+            Ok(PathBuf::from(format!("/sys/fs/cgroup/unified/docker/{id}")))
+        );
+        Ok(())
+    }
+
+    #[test]
     fn namespaces_have_an_identity() -> io::Result<()> {
         let own = netns_identity(Path::new("/proc"), std::process::id())?;
         assert_ne!(own.1, 0);
