@@ -5,7 +5,7 @@
 #![no_std]
 
 /// Version of everything in this crate that crosses the kernel boundary.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Direction as the attached interface sees it: the value is the low bit of a counter index.
 pub const INGRESS: u32 = 0;
@@ -122,6 +122,38 @@ impl Counters {
     pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();
 }
 
+/// Who sends the frames of one direction of one interface, by their source MAC address; all CPUs together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sender {
+    /// [`mac_word`] of the first frame, or what userspace knows better; 0 before there was one,
+    /// [`ANY_SENDER`] where it is not looked at.
+    pub mac: u64,
+    /// Frames from any other address, as the stack counts them.
+    pub other: Count,
+    /// Frames that passed until userspace knew better. Written by userspace.
+    pub unjudged: u64,
+}
+
+/// [`Sender::mac`] where frames may be from anybody.
+pub const ANY_SENDER: u64 = u64::MAX;
+
+/// A MAC address as [`Sender::mac`]: never 0.
+pub const fn mac_word(mac: [u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = mac;
+    mac_word_of([u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])])
+}
+
+/// The same of an address as a header has it.
+pub const fn mac_word_of(mac: [u16; 3]) -> u64 {
+    mac[0] as u64 | (mac[1] as u64) << 16 | (mac[2] as u64) << 32 | 1 << 48
+}
+
+/// Index into the senders, of which there is one for all CPUs.
+pub const fn sender_index(slot: u32, direction: u32) -> u32 {
+    slot * DIRECTIONS + direction
+}
+
 /// What a flow is of: an attachment, two ends, a protocol. End `a` is the one that ingress packets come
 /// from: at a container's veth on the host the container, inside a container its peer. So both
 /// directions of a conversation have the same key.
@@ -226,6 +258,7 @@ impl OverflowFlow {
 const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowCell>() == 64);
 const _: () = assert!(size_of::<FlowOwner>() == 48 && size_of::<OverflowFlow>() == 88);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
+const _: () = assert!(size_of::<Sender>() == 32);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
 
 pub mod drops;

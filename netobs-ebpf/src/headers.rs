@@ -63,7 +63,7 @@ impl Be16 {
 #[repr(C)]
 pub struct Ethernet {
     pub destination: [u16; 3],
-    source: [u16; 3],
+    pub source: [u16; 3],
     pub ethertype: Be16,
 }
 

@@ -15,21 +15,22 @@ use tokio::sync::mpsc;
 
 use crate::{
     attacher::{Attacher, Shared, lock},
-    discovery::{engine::EngineTask, namespace, netlink, procfs},
+    discovery::{engine::EngineTask, kubernetes, namespace, netlink, procfs},
     drain::Drain,
     ebpf::{
-        EventRing,
+        Counted, EventRing,
         drops::{DropOptions, Drops},
         tcp::{Tcp, TcpOptions, first_line},
     },
     events::EventThread,
     inside::Inside,
     model::{
-        ContainerInfo, ContainerState, KernelStats, Looked, NetworkInfo, Point, PublishedPort, Sample,
+        ContainerInfo, ContainerState, InterfaceKey, KernelStats, Looked, NetworkInfo, Point, PublishedPort,
         Snapshot, State, Update,
         conversation::{Conversation, Conversations},
         drops::{Directory, HostNames},
         flow::FlowOptions,
+        reconcile::Reading,
         state::{PROC, Process},
     },
     netlink::Netlink,
@@ -42,6 +43,9 @@ const UPDATE_QUEUE: usize = 16 * 1024;
 /// How soon a namespace that nobody is known to own is looked up again, and how that grows.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// How often interfaces that have ended are brought together with containers, at most.
+const ADOPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// How often what has ended is looked through, whether or not anybody asks for samples.
 const CLEANUP_PAUSE: Duration = Duration::from_secs(10);
@@ -56,6 +60,13 @@ const DROPS_PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is read how connections fare, whether or not anybody asks for samples: the kernel's maps are
 /// bounded.
 const TCP_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often our counters are held against the kernel's own, and again if they differ.
+const RECONCILE_PAUSE: Duration = Duration::from_secs(5);
+const RECONCILE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Between the kernel's counters and ours: by then a packet that the kernel has counted has passed our program.
+const RECONCILE_BOUND: Duration = Duration::from_millis(50);
 
 /// Names of features, where they cannot be had.
 const DROPS: &str = "drops";
@@ -77,9 +88,15 @@ pub struct Config {
     pub grace: Duration,
     /// None: dropped packets are not looked for.
     pub drops: Option<DropOptions>,
+    /// Whether counters are held against the kernel's own: the observer counts all that passes.
+    pub reconcile: bool,
     /// What is told of packets one by one, and which. None: nothing.
     pub events: Option<(EventRing, Looked)>,
     pub engines: Vec<EngineTask>,
+    /// Name of the node in Kubernetes, where it is known.
+    pub node: Option<String>,
+    /// None: its API is not asked.
+    pub kubernetes: Option<kubernetes::Api>,
     /// Where `/proc` of the host is.
     pub proc_root: PathBuf,
     /// Containers and networks that are known without any engine: the demo's. None: find them.
@@ -94,8 +111,11 @@ impl Config {
             flow_interval: None,
             grace,
             drops: None,
+            reconcile: false,
             events: None,
             engines: Vec::new(),
+            node: None,
+            kubernetes: None,
             proc_root: PathBuf::from("/proc"),
             known: None,
         }
@@ -111,10 +131,11 @@ pub struct Agent {
     /// Endpoints of the engines that are asked.
     engines: Vec<String>,
     /// Namespaces without a known container: when to look again, and the pause after that.
-    retries: BTreeMap<i32, (Instant, Duration)>,
+    retries: BTreeMap<i32, Retry>,
     /// Namespaces that interfaces of the host were moved into, until somebody is found there.
     moved_into: BTreeSet<i32>,
     last_scan: Option<Instant>,
+    next_adopt: Instant,
     /// None: everything is known.
     next_scan_without_engine: Option<Instant>,
     last_cleanup: Instant,
@@ -126,6 +147,10 @@ pub struct Agent {
     /// None: not looked at, or not to be had.
     tcp: Option<Tcp>,
     next_tcp: Instant,
+    /// When counters are held against the kernel's, if they are at all.
+    next_reconcile: Option<Instant>,
+    /// The kernel's a moment ago.
+    reconcile_from: Option<KernelCounters>,
     started: Instant,
     /// Published ports by container, as they were when the host was last looked at.
     published: BTreeMap<String, Vec<PublishedPort>>,
@@ -142,7 +167,9 @@ impl Agent {
     /// # Errors
     /// When netlink or a thread is not to be had; nothing stays attached then.
     pub fn start(config: Config, observer: Shared) -> io::Result<Self> {
-        let mut state = State::new(lock(&observer).mode().to_string(), config.grace).with_flows(config.flows);
+        let mut state = State::new(lock(&observer).mode().to_string(), config.grace)
+            .with_flows(config.flows)
+            .on_node(config.node, config.kubernetes.is_some());
         if let Some((_, looked)) = &config.events {
             state = state.with_events(*looked);
         }
@@ -174,6 +201,9 @@ impl Agent {
         for engine in config.engines {
             tokio::spawn(engine.run(sender.clone()));
         }
+        if let Some(api) = config.kubernetes {
+            api.follow(&sender);
+        }
         let drain = config
             .flow_interval
             .map(|interval| Drain::start(Arc::clone(&observer), sender.clone(), interval))
@@ -193,6 +223,8 @@ impl Agent {
             next_drops: now,
             tcp: None,
             next_tcp: now,
+            next_reconcile: config.reconcile.then_some(now + RECONCILE_AGAIN),
+            reconcile_from: None,
             started: now,
             published: BTreeMap::new(),
             _drain: drain,
@@ -204,6 +236,7 @@ impl Agent {
             retries: BTreeMap::new(),
             moved_into: BTreeSet::new(),
             last_scan: None,
+            next_adopt: Instant::now(),
             next_scan_without_engine: finds_containers.then_some(now),
             last_cleanup: now,
             _attacher: attacher,
@@ -219,13 +252,14 @@ impl Agent {
         let scan = self.next_scan_without_engine.filter(|_| !self.state.any_engine());
         let drops = self.drops.is_some().then_some(self.next_drops);
         let tcp = self.tcp.is_some().then_some(self.next_tcp);
-        let retries = self.retries.values().map(|(at, _)| *at);
+        let retries = self.retries.values().map(|retry| retry.at);
         let retry = retries
             .chain(self.inside.next_try())
             .chain(self.resolvers.next_try())
             .chain(scan)
             .chain(drops)
             .chain(tcp)
+            .chain(self.next_reconcile)
             .min();
         let wait = tokio::time::sleep_until(retry.map_or(cleanup, |at| at.min(cleanup)).into());
         tokio::select! {
@@ -242,15 +276,19 @@ impl Agent {
         if self.next_tcp <= Instant::now() {
             self.read_tcp();
         }
+        if self.next_reconcile.is_some_and(|at| at <= Instant::now()) {
+            self.reconcile();
+        }
         if self.last_cleanup.elapsed() >= CLEANUP_PAUSE {
             self.forget();
         }
     }
 
-    /// Waits until every engine has told its containers or why it cannot, or for `limit`.
+    /// Waits until every engine has told its containers or why it cannot, and the API of Kubernetes its services, or
+    /// for `limit`.
     pub async fn settle(&mut self, limit: Duration) {
         let end = Instant::now() + limit;
-        while !self.settled() {
+        while !self.settled() || self.state.awaits_services() {
             if tokio::time::timeout_at(end.into(), self.changed()).await.is_err() {
                 return;
             }
@@ -294,33 +332,62 @@ impl Agent {
         self.resolvers.look(&mut self.state, now);
         let inside = self.inside.kernel_stats(&mut self.netlink, &mut self.state, now);
         // Flows first: what they have is in the counters already.
-        let (flows, counters) = {
-            let mut observer = lock(&self.observer);
-            (observer.peek_flows(), observer.read_all())
-        };
-        let kernel = self.kernel_stats();
+        self.peek_flows();
+        let counters = lock(&self.observer).read_all();
+        let kernel = KernelCounters { host: self.kernel_stats(), inside };
         let samples = counters
             .into_iter()
-            .map(|(key, [ingress, egress])| {
-                let of_host = || kernel.get(&self.state.ifindex_on_host(key)?);
-                let kernel = inside.get(&key).or_else(of_host).copied();
-                Sample { key, ingress, egress, kernel }
-            })
+            .map(|(key, counted)| counted.sample(key, kernel.of(key, self.state.ifindex_on_host(key))))
             .collect();
         let now = Instant::now();
-        self.apply(Update::Flows(flows), now);
         self.state.apply(Update::Samples(samples), now);
+        for (key, mac) in self.state.misjudged_senders() {
+            lock(&self.observer).correct_sender(key, mac);
+        }
         self.state.snapshot(now, SystemTime::now())
+    }
+
+    /// Reads the kernel's counters; the next time ours, and the kernel's again.
+    fn reconcile(&mut self) {
+        let Some(from) = self.reconcile_from.take() else {
+            self.reconcile_from = Some(self.kernel_counters());
+            self.next_reconcile = Some(Instant::now() + RECONCILE_BOUND);
+            return;
+        };
+        let counters = lock(&self.observer).read_all();
+        let to = self.kernel_counters();
+        let reading = |(key, Counted { ingress, egress, .. }): (InterfaceKey, Counted)| {
+            let ifindex = self.state.ifindex_on_host(key);
+            let (before, after) = (from.of(key, ifindex)?, to.of(key, ifindex)?);
+            Some(Reading { key, before, ingress, egress, after })
+        };
+        let readings = counters.into_iter().filter_map(reading).collect();
+        self.state.apply(Update::Reconciled(readings), Instant::now());
+        let pause = if self.state.has_suspects() { RECONCILE_AGAIN } else { RECONCILE_PAUSE };
+        self.next_reconcile = Some(Instant::now() + pause);
+    }
+
+    fn kernel_counters(&mut self) -> KernelCounters {
+        KernelCounters { host: self.kernel_stats(), inside: self.inside.counters(&mut self.netlink) }
     }
 
     /// The conversations that now are, those that `keep` keeps, at most `limit`.
     pub fn flows(&mut self, keep: impl Fn(&Conversation) -> bool, limit: usize) -> Conversations {
         self.apply_waiting();
         self.read_tcp();
-        let records = lock(&self.observer).peek_flows();
+        self.peek_flows();
         let now = Instant::now();
-        self.apply(Update::Flows(records), now);
         self.state.conversations(now, SystemTime::now(), keep, limit)
+    }
+
+    /// Takes in what flows have counted as far as that can be read without waiting.
+    fn peek_flows(&mut self) {
+        self.look_at_addresses(Instant::now());
+        loop {
+            let records = lock(&self.observer).peek_flows();
+            let Some(records) = records else { break };
+            self.state.apply(Update::Flows(records), Instant::now());
+        }
     }
 
     /// Reads what was dropped since the last time. Not before it can be told whose it was.
@@ -402,6 +469,10 @@ impl Agent {
         }
         self.scan_without_engine(now);
         self.attribute(now);
+        if self.next_adopt <= now {
+            self.next_adopt = now + ADOPT_PAUSE;
+            self.state.adopt(now);
+        }
         self.inside.reconcile(&mut self.state, now);
         self.resolvers.reconcile(&mut self.state, now);
         if !self.state.has_published(&self.published) {
@@ -438,13 +509,20 @@ impl Agent {
     /// Finds containers for veths that lead into a namespace of nobody's, and for namespaces that
     /// interfaces were moved into.
     fn attribute(&mut self, now: Instant) {
-        self.moved_into.extend(self.state.take_moved_into());
-        let mut unbound = self.state.unbound_namespaces();
-        unbound.extend(&self.moved_into);
-        self.retries.retain(|nsid, _| unbound.contains(nsid));
-        let due: Vec<i32> = unbound
+        // Another namespace, whatever was done for the one that had its number.
+        for nsid in self.state.take_moved_into() {
+            self.retries.remove(&nsid);
+            self.moved_into.insert(nsid);
+        }
+        let unbound = self.state.unbound_namespaces();
+        let mut wanted: BTreeSet<i32> = unbound.keys().copied().collect();
+        wanted.extend(&self.moved_into);
+        self.retries.retain(|nsid, retry| {
+            wanted.contains(nsid) && unbound.get(nsid).is_none_or(|veth| retry.veth == Some(*veth))
+        });
+        let due: Vec<i32> = wanted
             .into_iter()
-            .filter(|nsid| self.retries.get(nsid).is_none_or(|(at, _)| *at <= now))
+            .filter(|nsid| self.retries.get(nsid).is_none_or(|retry| retry.at <= now))
             .collect();
         if due.is_empty() {
             return;
@@ -465,8 +543,9 @@ impl Agent {
         for nsid in due {
             if still.contains(&nsid) {
                 let pause =
-                    self.retries.get(&nsid).map_or(RETRY_FIRST, |(_, pause)| (*pause * 2).min(RETRY_LAST));
-                self.retries.insert(nsid, (now + pause, pause));
+                    self.retries.get(&nsid).map_or(RETRY_FIRST, |retry| (retry.pause * 2).min(RETRY_LAST));
+                let veth = unbound.get(&nsid).copied();
+                self.retries.insert(nsid, Retry { veth, at: now + pause, pause });
                 // Not a container's, as it seems; if it is, its engine will say so.
                 if pause == RETRY_LAST {
                     self.moved_into.remove(&nsid);
@@ -479,9 +558,8 @@ impl Agent {
 
     /// Namespaces whose container has yet to be found.
     fn unknown_namespaces(&self) -> BTreeSet<i32> {
-        let mut unknown = self.state.unbound_namespaces();
-        unknown.extend(&self.moved_into);
-        unknown
+        let unbound = self.state.unbound_namespaces().into_keys();
+        unbound.chain(self.moved_into.iter().copied()).collect()
     }
 
     /// Containers by the cgroup paths of their processes: where no engine answers, or not yet. Those in
@@ -546,7 +624,13 @@ impl Agent {
             let now_there = procfs::netns_identity(&self.proc_root, pid).ok();
             // In another namespace it is another process with the same number.
             if now_there.is_none() || namespace.is_some_and(|namespace| Some(namespace) != now_there) {
-                self.state.apply(Update::Ended { id: container }, Instant::now());
+                match self.another_process(&container) {
+                    Some(pid) => {
+                        self.state.apply(Update::Container(unnamed(&container, pid)), Instant::now());
+                        self.look_into(container, pid);
+                    }
+                    None => self.state.apply(Update::Ended { id: container }, Instant::now()),
+                }
             } else if self.state.lacks_addresses(&container) {
                 // Seen while it was set up; there is no engine to tell when that is done.
                 self.look_into(container, pid);
@@ -555,11 +639,17 @@ impl Agent {
         self.look_at_host(Instant::now());
     }
 
+    /// A container goes on without the process that it was found by, as long as there is another.
+    fn another_process(&self, container: &str) -> Option<u32> {
+        let processes = procfs::containers(&self.proc_root).ok()?;
+        processes.into_iter().find(|process| process.container_id == container).map(|process| process.pid)
+    }
+
     fn kernel_stats(&mut self) -> BTreeMap<u32, KernelStats> {
-        match netlink::links(&mut self.netlink, None) {
-            Ok(links) => {
+        match netlink::stats(&mut self.netlink) {
+            Ok(stats) => {
                 self.state.apply(Update::Works { feature: "kernel counters" }, Instant::now());
-                links.into_iter().map(|link| (link.ifindex, link.stats)).collect()
+                stats
             }
             Err(error) => {
                 let why = error.to_string();
@@ -567,6 +657,27 @@ impl Agent {
                 BTreeMap::new()
             }
         }
+    }
+}
+
+/// When to look again whose a namespace is.
+struct Retry {
+    /// That leads there; none if none did when it was looked.
+    veth: Option<InterfaceKey>,
+    at: Instant,
+    pause: Duration,
+}
+
+/// The kernel's counters at one time.
+struct KernelCounters {
+    /// By ifindex.
+    host: BTreeMap<u32, KernelStats>,
+    inside: BTreeMap<InterfaceKey, KernelStats>,
+}
+
+impl KernelCounters {
+    fn of(&self, key: InterfaceKey, ifindex_on_host: Option<u32>) -> Option<KernelStats> {
+        ifindex_on_host.map_or_else(|| self.inside.get(&key), |ifindex| self.host.get(&ifindex)).copied()
     }
 }
 

@@ -4,29 +4,36 @@
 //! is found out later and elsewhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Read as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::mpsc;
 
 use crate::{
-    discovery::netlink::{self, Batch, Event, Events, Link},
-    ebpf::{Attach, AttachError},
-    model::{Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Sample, Update},
-    netlink::Netlink,
+    discovery::netlink::{self, Batch, Event, Events, Link, TcEvents},
+    ebpf::{Attach, AttachError, Repaired, pins::Record},
+    model::{
+        Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Update,
+        reconcile::kernel_rx_bytes,
+    },
+    netlink::{Entrance, Netlink},
 };
-
-/// Bytes that a bridge device's own receive counter leaves out of each frame.
-const ETHERNET_HEADER_BYTES: u64 = 14;
 
 /// Times that the kernel's counters are read anew while packets pass during the attach.
 const BASELINE_TRIES: usize = 3;
+
+/// How often it is looked whether others have removed or displaced what is attached: with the time that it takes
+/// for a thousand interfaces, within ten seconds.
+const LOOK_AFTER_PAUSE: Duration = Duration::from_secs(8);
+
+/// Each so many times, filters are looked at whether or not the kernel has told that somebody has touched them.
+const LOOK_CLOSELY: u32 = 8;
 
 /// The observer, shared with who reads counters.
 pub type Shared = Arc<Mutex<dyn Attach>>;
@@ -49,12 +56,22 @@ impl Attacher {
     /// When netlink is not to be had, or a thread. A single interface that cannot be attached is an
     /// update, not an error.
     pub fn start(observer: Shared, updates: mpsc::Sender<Update>) -> io::Result<Self> {
-        let events = Events::subscribe()?;
-        let mut worker =
-            Worker { observer, updates, netlink: Netlink::connect()?, known: BTreeMap::new(), next_key: 0 };
+        let (events, tc_events) = (Events::subscribe()?, TcEvents::subscribe()?);
+        let mut worker = Worker {
+            observer,
+            updates,
+            netlink: Netlink::connect()?,
+            known: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            next_key: 0,
+            next_look: Instant::now() + LOOK_AFTER_PAUSE,
+            tc_events,
+            looks: 0,
+        };
         worker.remove_leftovers()?;
         // After subscribing: what appears meanwhile is in one of the two, or in both.
         worker.resync()?;
+        lock(&worker.observer).forget_others();
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new()
             .name("netobs-attach".to_owned())
@@ -79,7 +96,13 @@ struct Worker {
     netlink: Netlink,
     /// Attached interfaces by ifindex, as last told.
     known: BTreeMap<u32, Known>,
+    /// What could not be attached again.
+    lost: BTreeSet<InterfaceKey>,
     next_key: u64,
+    next_look: Instant,
+    tc_events: TcEvents,
+    /// Times that it was looked after all.
+    looks: u32,
 }
 
 struct Known {
@@ -95,7 +118,10 @@ impl Worker {
                 PollFd::new(events.fd(), PollFlags::POLLIN),
                 PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
+            let wait = self.next_look.saturating_duration_since(Instant::now());
+            // Not a moment too early: it would be asked again and again.
+            let wait = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut fds, wait) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return self.give_up(&error),
             }
@@ -107,7 +133,82 @@ impl Worker {
                 Ok(()) => {}
                 Err(error) => return self.give_up(&error),
             }
+            if self.next_look <= Instant::now() {
+                self.look_after();
+                self.next_look = Instant::now() + LOOK_AFTER_PAUSE;
+            }
         }
+    }
+
+    /// Attaches again what others have removed or displaced, and tells what passed meanwhile.
+    fn look_after(&mut self) {
+        let touched = self.tc_events.changed();
+        self.looks = self.looks.wrapping_add(1);
+        let touched = touched.filter(|_| !self.looks.is_multiple_of(LOOK_CLOSELY));
+        let keys = lock(&self.observer).attachments().keys();
+        for key in keys {
+            self.look_after_one(key, touched.as_ref());
+        }
+        let resolvers = lock(&self.observer).look_after_resolvers();
+        for why in resolvers {
+            self.tell(Update::Reattached { interface: None, why, baseline: None });
+        }
+        let attached: BTreeSet<_> = lock(&self.observer).attachments().keys().into_iter().collect();
+        for key in std::mem::take(&mut self.lost) {
+            if attached.contains(&key) {
+                self.lost.insert(key);
+            } else {
+                self.tell(Update::Vanished { what: format!("again {}", key.0) });
+            }
+        }
+    }
+
+    fn look_after_one(&mut self, key: InterfaceKey, touched: Option<&BTreeSet<u32>>) {
+        // Not for longer than one takes: others read counters meanwhile.
+        let repaired = lock(&self.observer).look_after(key, touched);
+        let what = format!("again {}", key.0);
+        match repaired {
+            Ok(None) => {}
+            Ok(Some(Repaired { why, interface })) => {
+                let interface_name = self.name_of_key(key);
+                tracing::warn!(interface = interface_name, reason = why.name(), "attached again");
+                let baseline = interface.and_then(|interface| self.baseline_again(key, interface));
+                if let Some(baseline) = baseline {
+                    lock(&self.observer).remember_baseline(key, baseline);
+                }
+                self.tell(Update::Reattached { interface: Some(key), why, baseline });
+            }
+            Err(error) => {
+                let name = self.name_of_key(key);
+                let reason = format!("others have removed netobs's programs: {error}");
+                self.tell(Update::AttachFailed { what, name, reason });
+                self.lost.insert(key);
+                return;
+            }
+        }
+        if self.lost.remove(&key) {
+            self.tell(Update::Vanished { what });
+        }
+    }
+
+    /// What the kernel has counted of an interface and netobs has not.
+    fn baseline_again(
+        &mut self,
+        key: InterfaceKey,
+        (ifindex, entrance): (u32, Option<Entrance>),
+    ) -> Option<Baseline> {
+        let mut inside = match entrance {
+            Some(entrance) => Some(entrance.connect().ok()?),
+            None => None,
+        };
+        let netlink = inside.as_mut().unwrap_or(&mut self.netlink);
+        let link = netlink::link(netlink, ifindex).ok()?;
+        Some(baseline(netlink, &self.observer, key, link.kind?, &link).0)
+    }
+
+    fn name_of_key(&self, key: InterfaceKey) -> String {
+        let known = self.known.values().find(|known| known.key == Some(key));
+        known.map_or_else(|| "inside a container".to_owned(), |known| known.link.name.clone())
     }
 
     /// Handles all that is waiting.
@@ -185,15 +286,24 @@ impl Worker {
             known.link = link;
             if let Some((before, now)) = info
                 && before != now
-                && let Some([ingress, egress]) = lock(&self.observer).read(now.key)
+                && let Some(counted) = lock(&self.observer).read(now.key)
             {
-                let sample = Sample { key: now.key, ingress, egress, kernel };
+                let sample = counted.sample(now.key, kernel);
                 self.tell(Update::Changed(now, Box::new(sample)));
             }
             return;
         }
         let key = InterfaceKey(self.next_key);
         self.next_key += 1;
+        let adopted = lock(&self.observer).adopt(key, link.ifindex, &link.mac);
+        if let Some(Record { baseline, kernel, .. }) = adopted {
+            let interface = info(key, kind, &link);
+            let baseline = Some(baseline);
+            self.tell(Update::Attached { interface, owner: None, baseline, kernel, latency: None });
+            self.known.insert(link.ifindex, Known { key: Some(key), link });
+            // What others have removed since is not there to go on with.
+            return self.look_after_one(key, None);
+        }
         match lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge) {
             Ok(()) => {}
             Err(AttachError::Gone) => return,
@@ -206,6 +316,7 @@ impl Worker {
         }
         let latency = Some(told.elapsed());
         let (baseline, kernel) = baseline(&mut self.netlink, &self.observer, key, kind, &link);
+        lock(&self.observer).remember(key, &link.mac, baseline, &kernel);
         let failed_before = self.known.contains_key(&link.ifindex);
         let interface = info(key, kind, &link);
         self.tell(Update::Attached { interface, owner: None, baseline: Some(baseline), kernel, latency });
@@ -221,8 +332,8 @@ impl Worker {
             return self.tell(Update::Vanished { what: ifindex.to_string() });
         };
         let last = lock(&self.observer).detach(key);
-        if let Some([ingress, egress]) = last {
-            self.tell(Update::Detached(Box::new(Sample { key, ingress, egress, kernel })));
+        if let Some(last) = last {
+            self.tell(Update::Detached(Box::new(last.sample(key, kernel))));
         }
         self.retry();
     }
@@ -261,7 +372,7 @@ pub fn baseline(
         // Gone again: its first message is all there is.
         let (Ok(read), Ok(after), Some(counted)) = (read, after, counted) else { break };
         before = read;
-        ours = counted.map(|counters| crate::model::Traffic::from(&counters));
+        ours = [&counted.ingress, &counted.egress].map(crate::model::Traffic::from);
         uncertain_packets = after.rx_packets.saturating_sub(read.rx_packets)
             + after.tx_packets.saturating_sub(read.tx_packets);
         if uncertain_packets == 0 {
@@ -277,14 +388,6 @@ pub fn baseline(
         uncertain_packets,
     };
     (baseline, before)
-}
-
-/// What the device's own receive counter says of packets that we count with their Ethernet header.
-pub const fn kernel_rx_bytes(kind: InterfaceKind, packets: u64, bytes: u64) -> u64 {
-    match kind {
-        InterfaceKind::Bridge => bytes.saturating_sub(packets * ETHERNET_HEADER_BYTES),
-        _ => bytes,
-    }
 }
 
 fn info(key: InterfaceKey, kind: InterfaceKind, link: &Link) -> InterfaceInfo {

@@ -3,8 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
-use crate::ebpf::AttachMode;
+use crate::ebpf::{AttachMode, pins::PIN_FOLDER};
 
 #[derive(Debug, Parser)]
 #[command(name = "netobs", version, about = "See what each container does on the network")]
@@ -30,17 +31,25 @@ pub enum Command {
     Drops(DropsCommand),
     /// Check kernel, privileges and engines, and say what to do
     Doctor(DoctorArgs),
+    /// Remove what killed runs have left on this host, and nothing else
+    Cleanup(CleanupArgs),
+    /// Shell completions and man pages, for packages
+    #[command(hide = true)]
+    Generate(GenerateArgs),
 }
 
 /// Where containers are found, and how their interfaces are attached to.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Observing")]
 pub struct FindArgs {
     /// Container engine socket (unix:///path); may be repeated [default: $DOCKER_HOST, Docker, Podman]
     #[arg(long = "engine", value_name = "SOCKET", global = false)]
     pub engines: Vec<String>,
+    /// Socket of a Kubernetes container runtime, containerd or CRI-O; may be repeated [default: those that are found]
+    #[arg(long = "cri", value_name = "SOCKET", global = false)]
+    pub runtimes: Vec<String>,
     /// Ask no engine; names come from /proc alone
-    #[arg(long, conflicts_with = "engines")]
+    #[arg(long, conflicts_with_all = ["engines", "runtimes"])]
     pub no_engine: bool,
     /// How to attach to interfaces
     #[arg(long, value_enum, default_value_t)]
@@ -51,7 +60,7 @@ pub struct FindArgs {
 }
 
 /// What to observe and how.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Observing")]
 pub struct ObserveArgs {
     #[command(flatten)]
@@ -77,10 +86,27 @@ pub struct ObserveArgs {
     /// How long an ended container is still shown
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub grace: Duration,
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
+}
+
+/// What is asked of the API of Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubernetesArgs {
+    /// Do not ask the API of Kubernetes, which is asked in pods: for owners of this node's pods, and for services
+    #[arg(long)]
+    pub no_kubernetes: bool,
+    /// The node's name in Kubernetes
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Ask the API by the current context of this file, and not as a pod does
+    #[arg(long, value_name = "FILE", conflicts_with = "no_kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// How TCP connections are looked at.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Observing")]
 pub struct TcpArgs {
     /// Do not look how TCP connections fare
@@ -89,7 +115,7 @@ pub struct TcpArgs {
 }
 
 /// What is told of single packets.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "DNS and ARP")]
 pub struct EventsArgs {
     /// Do not look at DNS messages
@@ -129,6 +155,9 @@ pub struct WatchArgs {
     /// Print once and end
     #[arg(long, conflicts_with = "count")]
     pub once: bool,
+    /// Observe even where an agent runs; any option on how to observe does so too
+    #[arg(long)]
+    pub standalone: bool,
     /// Time between two samples
     #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     pub interval: Duration,
@@ -184,9 +213,20 @@ pub struct AgentArgs {
     /// Address to serve on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9810", env = "NETOBS_LISTEN")]
     pub listen: SocketAddr,
+    /// TLS and basic authentication, in the form of Prometheus's exporters (which call it --web.config.file)
+    #[arg(long, alias = "web.config.file", value_name = "FILE", env = "NETOBS_WEB_CONFIG_FILE")]
+    pub web_config_file: Option<PathBuf>,
+    /// Go on counting when the agent ends, by whatever means, and with what an earlier one has counted
+    #[arg(long)]
+    pub pin: bool,
+    /// Where in a BPF filesystem what goes on is kept
+    #[arg(long, value_name = "FOLDER", default_value = PIN_FOLDER)]
+    pub pin_folder: PathBuf,
     /// Do not look for dropped packets
     #[arg(long)]
     pub no_drops: bool,
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
     #[command(flatten)]
     pub drops: DropsArgs,
     #[command(flatten)]
@@ -197,8 +237,23 @@ pub struct AgentArgs {
     pub observe: ObserveArgs,
 }
 
+/// What is sent to an OpenTelemetry collector.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "OTLP")]
+pub struct OtlpArgs {
+    /// Send metrics to this collector, by HTTP (/v1/metrics is added) [default: $OTEL_EXPORTER_OTLP_ENDPOINT, else none]
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Send flows, too, as log records (/v1/logs)
+    #[arg(long)]
+    pub otlp_flows: bool,
+    /// How often metrics are sent [default: $OTEL_METRIC_EXPORT_INTERVAL in ms, else 60s]
+    #[arg(long, value_name = "DURATION", value_parser = interval)]
+    pub otlp_interval: Option<Duration>,
+}
+
 /// How dropped packets are looked for.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Dropped packets")]
 pub struct DropsArgs {
     /// Kinds of dropped packets that can be told apart between two readings; each takes some 300 bytes of kernel
@@ -444,10 +499,45 @@ pub mod packet {
 }
 
 #[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where `netobs agent --pin` keeps what goes on
+    #[arg(long, value_name = "FOLDER", default_value = PIN_FOLDER)]
+    pub pin_folder: PathBuf,
+    /// Where the host's /proc is
+    #[arg(long, value_name = "DIR", default_value = "/proc", hide = true)]
+    pub proc_root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(subcommand)]
+    pub what: Generate,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// Print completions for a shell
+    Completions { shell: Shell },
+    /// Write a man page of each command into a folder
+    Man { folder: PathBuf },
+}
+
+#[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// Where a running `netobs agent` serves, which is asked how it fares
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9810", env = "NETOBS_LISTEN")]
+    pub agent: SocketAddr,
     /// Container engine socket (unix:///path); may be repeated
     #[arg(long = "engine", value_name = "SOCKET")]
     pub engines: Vec<String>,
+    /// Socket of a Kubernetes container runtime, containerd or CRI-O; may be repeated
+    #[arg(long = "cri", value_name = "SOCKET")]
+    pub runtimes: Vec<String>,
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// Where the host's /proc is
     #[arg(long, value_name = "DIR", default_value = "/proc", hide = true)]
     pub proc_root: PathBuf,

@@ -1,11 +1,23 @@
 //! `netobs doctor`: what this host has of what netobs needs, line by line, with what to do.
 
-use std::{fmt, fs, io::Write as _, os::unix::net::UnixStream, path::Path, process::ExitCode};
+use std::{
+    fmt, fs, io::Write as _, net::SocketAddr, os::unix::net::UnixStream, path::Path, process::ExitCode,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
 
 use crate::{
-    cli::DoctorArgs,
+    cli::{DoctorArgs, KubernetesArgs},
     ebpf::{AttachMode, EventOptions, Observer, Options},
-    observe, privileges,
+    observe,
+    output::format::escape,
+    privileges,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +59,9 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let mut findings = vec![kernel(&args.proc_root), btf()];
     findings.extend(capabilities());
     findings.push(programs());
-    findings.extend(engines(&args.engines)?);
+    findings.extend(engines(&args.engines, &args.runtimes)?);
+    findings.extend(kubernetes(&args.kubernetes)?);
+    findings.extend(agent(args.agent)?);
     let mut out = std::io::stdout().lock();
     for finding in &findings {
         writeln!(out, "{:4}  {:12}  {}", finding.verdict, finding.subject, finding.found)?;
@@ -160,8 +174,8 @@ fn programs() -> Finding {
     }
 }
 
-fn engines(named: &[String]) -> anyhow::Result<Vec<Finding>> {
-    let tasks = observe::engines(named)?;
+fn engines(named: &[String], runtimes: &[String]) -> anyhow::Result<Vec<Finding>> {
+    let tasks = observe::engines(named, runtimes)?;
     let mut findings: Vec<Finding> = tasks
         .iter()
         .map(|task| {
@@ -197,6 +211,115 @@ fn engines(named: &[String]) -> anyhow::Result<Vec<Finding>> {
     }
     Ok(findings)
 }
+
+/// Whether its API tells what netobs asks. Nothing where we are in no pod.
+fn kubernetes(args: &KubernetesArgs) -> anyhow::Result<Vec<Finding>> {
+    let Some(api) = observe::kubernetes(args)? else { return Ok(Vec::new()) };
+    let found = observe::runtime()?.block_on(api.check());
+    let finding = |(feature, result): (&str, Result<(), String>)| {
+        let what = feature.trim_start_matches("kubernetes ");
+        Finding {
+            verdict: if result.is_ok() { Verdict::Ok } else { Verdict::Less },
+            subject: "kubernetes",
+            found: match &result {
+                Ok(()) => format!("the API tells of {what}"),
+                Err(why) => format!("the API does not tell of {what}: {}", escape(why)),
+            },
+            advice: result.is_err().then(|| {
+                "counting works without, and workloads are known by their labels; docs/deploy.md has the role that it \
+                 takes"
+                    .to_owned()
+            }),
+        }
+    };
+    Ok(found.into_iter().map(finding).collect())
+}
+
+/// How the agent that runs here fares: whether all is attached, and its counters are the kernel's.
+fn agent(address: SocketAddr) -> anyhow::Result<Vec<Finding>> {
+    let finding = |verdict, found: String, advice: Option<&str>| Finding {
+        verdict,
+        subject: "agent",
+        found,
+        advice: advice.map(str::to_owned),
+    };
+    let told = observe::runtime()?.block_on(ask(address));
+    let snapshot = match told {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            let is_none = error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            let found = if is_none { "none runs".to_owned() } else { format!("{error:#}") };
+            let verdict = if is_none { Verdict::Ok } else { Verdict::Less };
+            let advice = (!is_none).then_some("--agent ADDRESS asks another");
+            return Ok(vec![finding(verdict, format!("{found} at {address}"), advice)]);
+        }
+    };
+    let mut findings = Vec::new();
+    let health = &snapshot["agent"];
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let unattached = health["unattached"].as_array().map_or(0, Vec::len);
+    let again: u64 =
+        health["reattached"].as_object().into_iter().flat_map(|all| all.values()).map(count).sum();
+    let attached = count(&health["attached_interfaces"]);
+    let found = format!("attached {attached} times, not {unattached}, again {again} after others' doing");
+    let verdict = if unattached == 0 { Verdict::Ok } else { Verdict::Less };
+    let advice = (unattached > 0).then_some("`netobs watch --once` says which are not, and why");
+    findings.push(finding(verdict, found, advice));
+    let differences = differences(&snapshot);
+    let differing: Vec<&str> =
+        differences.iter().filter(|(_, packets)| *packets != 0).map(|(name, _)| name.as_str()).collect();
+    let packets: u64 = differences.iter().map(|(_, packets)| packets).sum();
+    findings.push(match differing.as_slice() {
+        [] => finding(
+            Verdict::Ok,
+            format!("counters of {} interfaces held against the kernel's: they agree", differences.len()),
+            None,
+        ),
+        names => finding(
+            Verdict::Less,
+            format!("counters differ from the kernel's by {packets} packets: {}", names.join(", ")),
+            Some("packets passed that were not counted, or twice: please report it with this output"),
+        ),
+    });
+    Ok(findings)
+}
+
+/// Interfaces that were compared, and by how many packets they differ.
+fn differences(snapshot: &Value) -> Vec<(String, u64)> {
+    let inside = snapshot["containers"].as_array().into_iter().flatten();
+    let inside = inside.flat_map(|container| container["interfaces"].as_array().into_iter().flatten());
+    let all = snapshot["interfaces"].as_array().into_iter().flatten().chain(inside);
+    all.filter(|one| one["difference"].is_object())
+        .map(|one| {
+            let of = |field: &str| one["difference"][field].as_i64().unwrap_or(0).unsigned_abs();
+            let name = one["name"].as_str().unwrap_or("?");
+            (escape(name), of("rx_packets") + of("tx_packets"))
+        })
+        .collect()
+}
+
+/// A snapshot of a running agent.
+async fn ask(address: SocketAddr) -> anyhow::Result<Value> {
+    let answer = tokio::time::timeout(ANSWER_LIMIT, async {
+        let stream = TcpStream::connect(address).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with the sender.
+        tokio::spawn(connection);
+        let request = Request::get("/api/v1/snapshot").header(HOST, address.to_string());
+        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        anyhow::ensure!(response.status().is_success(), "it answers {}", response.status());
+        let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+        Ok(serde_json::from_slice(&body)?)
+    });
+    answer.await.map_err(|_| anyhow::anyhow!("no answer in {} s", ANSWER_LIMIT.as_secs()))?
+}
+
+/// How long a running agent may take to answer, and how much it may say.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+const LONGEST_ANSWER: usize = 256 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {

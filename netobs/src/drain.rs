@@ -49,8 +49,23 @@ fn run(observer: &Shared, updates: &mpsc::Sender<Update>, interval: Duration, st
         lock(observer).begin_flows();
         // Not under the lock: it takes some ten milliseconds.
         ebpf::wait_for_programs();
-        let records = lock(observer).finish_flows();
-        // Nobody listens any more only when the process is ending.
-        let _ = updates.blocking_send(Update::Flows(records));
+        // Some at a time, also under the lock, for which an interface may be waiting that is to be attached.
+        loop {
+            let records = lock(observer).finish_flows();
+            let Some(records) = records else { break };
+            // Nobody listens any more only when the process is ending.
+            let _ = updates.blocking_send(Update::Flows(records));
+            wait_until_taken(updates);
+        }
     }
 }
+
+/// So that few wait at a time.
+fn wait_until_taken(updates: &mpsc::Sender<Update>) {
+    while !updates.is_closed() && updates.max_capacity() - updates.capacity() >= WAITING {
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Updates that may wait to be applied before more flows are read.
+const WAITING: usize = 2;

@@ -24,10 +24,11 @@ use crate::{
 /// cannot be written.
 pub fn run(args: &DropsCommand) -> anyhow::Result<ExitCode> {
     let filter = Filter::parse(&args.filter)?;
+    observe::keep_needed_privileges(&args.observe, &[])?;
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
         let options = observe::drop_options(&args.drops, args.all);
-        let mut agent = observe::start(&args.observe, None, Some(options), None)?;
+        let mut agent = observe::start(&args.observe, None, Some(options), None, None)?;
         agent.settle(observe::SETTLE).await;
         if !agent.looks_for_drops() {
             let degraded = agent.sample().agent.degraded;

@@ -20,7 +20,7 @@ use crate::{
     attacher::{Shared, lock},
     ebpf::{EventRing, monotonic_ns},
     model::{
-        FlowEnd, Update, Way,
+        FlowEnd, InterfaceKey, Update, Way,
         dns::Path,
         event::{Datagram, Event, EventBatch, What},
     },
@@ -132,15 +132,19 @@ impl Reader {
         for (header, bytes) in records {
             match observer.holder(header.kind, header.slot, header.time_ns) {
                 Some((interface, of_host)) => {
-                    let way = way(&header, of_host);
-                    let what = what(&header, way, bytes);
-                    events.push(Event { interface, way, time_ns: header.time_ns, what });
+                    events.push(event(&header, bytes, interface, of_host));
                 }
                 None => self.strays += 1,
             }
         }
         events
     }
+}
+
+/// What a record says of an interface.
+pub(crate) fn event(header: &EventHeader, bytes: Vec<u8>, interface: InterfaceKey, of_host: bool) -> Event {
+    let way = way(header, of_host);
+    Event { interface, way, time_ns: header.time_ns, what: what(header, way, bytes) }
 }
 
 /// From the container's side. At `lo` each packet is seen once, on its way to the server or from it.

@@ -20,9 +20,10 @@ use crate::{
 /// Without privileges, or when the output cannot be written.
 pub fn run(args: &FlowsArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.observe.max_flows > 0, "--max-flows 0 means that there are none to show");
+    observe::keep_needed_privileges(&args.observe, &[])?;
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, None, None, None)?;
+        let mut agent = observe::start(&args.observe, None, None, None, None)?;
         observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, Path::new(BTF_FILE));
         let show = async {
             agent.settle(observe::SETTLE).await;

@@ -17,8 +17,7 @@ use crate::{
     discovery::{netlink, procfs},
     ebpf::{self, AttachError},
     model::{
-        InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Owner, Place, Sample, State,
-        Update,
+        InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Owner, Place, State, Update,
     },
     netlink::{Entrance, Netlink},
 };
@@ -117,37 +116,47 @@ impl Inside {
         state: &mut State,
         now: Instant,
     ) -> BTreeMap<InterfaceKey, KernelStats> {
-        let mut stats = BTreeMap::new();
+        let mut stats = self.counters(netlink);
         let mut gone = Vec::new();
-        let mut namespaces: BTreeMap<i32, BTreeMap<u32, KernelStats>> = BTreeMap::new();
         for (target, held) in &mut self.held {
+            if held.interface.is_none() {
+                continue;
+            }
+            match stats.get(&held.key) {
+                Some(now_there) if !is_less(now_there, &held.last) => held.last = *now_there,
+                _ => {
+                    stats.remove(&held.key);
+                    gone.push(target.clone());
+                }
+            }
+        }
+        for target in gone {
+            self.release(&target, state, now);
+        }
+        stats
+    }
+
+    /// The kernel's own counters of what is held and still there, by key.
+    pub fn counters(&self, netlink: &mut Netlink) -> BTreeMap<InterfaceKey, KernelStats> {
+        let mut stats = BTreeMap::new();
+        let mut namespaces: BTreeMap<i32, BTreeMap<u32, KernelStats>> = BTreeMap::new();
+        for held in self.held.values() {
             let Some((entrance, nsid)) = &held.interface else { continue };
             if !entrance.is_open() {
-                gone.push(target.clone());
                 continue;
             }
             // Without a number it can only be asked for inside.
             let now_there = match nsid {
-                Some(nsid) => namespaces
-                    .entry(*nsid)
-                    .or_insert_with(|| stats_of(netlink, Some(*nsid)))
-                    .get(&held.ifindex)
-                    .copied(),
+                Some(nsid) => {
+                    let all = namespaces.entry(*nsid).or_insert_with(|| stats_of(netlink, Some(*nsid)));
+                    all.get(&held.ifindex).copied()
+                }
                 None => entrance
                     .connect()
                     .ok()
                     .and_then(|mut inside| stats_of(&mut inside, None).get(&held.ifindex).copied()),
             };
-            match now_there {
-                Some(now_there) if !is_less(&now_there, &held.last) => {
-                    held.last = now_there;
-                    stats.insert(held.key, now_there);
-                }
-                _ => gone.push(target.clone()),
-            }
-        }
-        for target in gone {
-            self.release(&target, state, now);
+            stats.extend(now_there.map(|now_there| (held.key, now_there)));
         }
         stats
     }
@@ -207,7 +216,7 @@ impl Inside {
             _ => Failure::Because(format!("enter the container's network namespace: {error}")),
         })?;
         // What a killed run left behind.
-        if let Err(error) = ebpf::remove_leftovers(&mut inside, ifindex) {
+        if let Err(error) = ebpf::remove_leftovers(&mut inside, ifindex, Some(&entrance)) {
             tracing::warn!(%error, container = owner.container, ifindex, "remove leftover filters");
         }
         lock(&self.observer).attach_inside(key, entrance.clone(), &mut inside, ifindex)?;
@@ -269,10 +278,9 @@ impl Inside {
     fn release(&mut self, target: &Target, state: &mut State, now: Instant) {
         let Some(held) = self.held.remove(target) else { return };
         let last = lock(&self.observer).detach(held.key);
-        if let Some([ingress, egress]) = last {
+        if let Some(last) = last {
             let kernel = held.interface.is_some().then_some(held.last);
-            let sample = Sample { key: held.key, ingress, egress, kernel };
-            state.apply(Update::Detached(Box::new(sample)), now);
+            state.apply(Update::Detached(Box::new(last.sample(held.key, kernel))), now);
         }
     }
 }

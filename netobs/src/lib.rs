@@ -11,6 +11,8 @@
 
 pub mod agent;
 pub mod attacher;
+pub mod certificates;
+pub mod cleanup;
 pub mod cli;
 pub mod demo;
 pub mod discovery;
@@ -20,6 +22,9 @@ pub mod drops;
 pub mod ebpf;
 pub mod events;
 pub mod flows;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod generate;
 pub mod inside;
 pub mod model;
 pub mod netlink;
@@ -27,6 +32,7 @@ pub mod observe;
 pub mod output;
 pub mod privileges;
 pub mod resolvers;
+pub mod running;
 pub mod serve;
 pub mod topology;
 pub mod trace;

@@ -4,9 +4,13 @@ use std::{io, process::ExitCode};
 
 use clap::Parser as _;
 use netobs::{
+    cleanup,
     cli::{Cli, Command},
-    doctor, drops, flows, serve, topology, trace, watch,
+    doctor, drops, flows, generate,
+    output::format::visible,
+    serve, topology, trace, watch,
 };
+use tracing_subscriber::{field::MakeExt as _, fmt::format::debug_fn};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -16,6 +20,15 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,netobs=info")),
         )
         .with_writer(io::stderr)
+        // Names in what is logged are data.
+        .fmt_fields(
+            debug_fn(|to, field, value| {
+                let text = format!("{value:?}");
+                let text = visible(&text);
+                if field.name() == "message" { write!(to, "{text}") } else { write!(to, "{field}={text}") }
+            })
+            .delimited(" "),
+        )
         .without_time()
         .init();
     let result = match cli.command {
@@ -26,12 +39,14 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Drops(args) => drops::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Generate(args) => generate::run(&args),
     };
     match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("netobs: {error:#}");
+            eprintln!("netobs: {}", visible(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,15 @@
 //! A blocking rtnetlink client: one socket, one request at a time. It belongs to the network namespace
 //! of the thread that opened it.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{
+    borrow::Cow,
+    fs::{self, File},
+    io,
+    ops::Range,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    str,
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -17,7 +25,8 @@ pub const RECEIVE_BYTES: usize = 64 * 1024;
 const DUMP_TRIES: usize = 3;
 
 /// The way into another network namespace: it can be taken again and again, and does not keep the
-/// namespace alive, as an open descriptor would.
+/// namespace alive, as an open descriptor would. If the process that it was found by ends, any other that is in
+/// there will do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entrance {
     /// `/proc/PID/ns/net`.
@@ -31,17 +40,28 @@ impl Entrance {
     /// namespace lives as long as the client at least: not to be kept.
     ///
     /// # Errors
-    /// `NotFound` if the process is gone or is elsewhere now; `PermissionDenied` without `CAP_SYS_ADMIN`
+    /// `NotFound` if no process is in there any more; `PermissionDenied` without `CAP_SYS_ADMIN`
     /// and `CAP_SYS_PTRACE`.
     pub fn connect(&self) -> io::Result<Netlink> {
-        let namespace = File::open(&self.path)?;
+        self.enter(Netlink::connect)
+    }
+
+    /// What is to be done inside, by a thread of its own.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], and what comes of it.
+    pub fn enter<T: Send + 'static>(
+        &self,
+        inside: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let namespace = File::open(self.path_now()?)?;
         let metadata = namespace.metadata()?;
         if (metadata.dev(), metadata.ino()) != self.identity {
             return Err(io::ErrorKind::NotFound.into());
         }
         let enter = move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            Netlink::connect()
+            inside()
         };
         std::thread::Builder::new()
             .name("netobs-enter".to_owned())
@@ -52,7 +72,30 @@ impl Entrance {
 
     /// Whether it still leads where it did.
     pub fn is_open(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity)
+        self.path_now().is_ok()
+    }
+
+    /// A path that leads there at this moment.
+    fn path_now(&self) -> io::Result<Cow<'_, Path>> {
+        match self.leads_there(&self.path) {
+            Ok(()) => Ok(Cow::Borrowed(&self.path)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+            Err(error) => self.by_another_process().map(Cow::Owned).ok_or(error),
+        }
+    }
+
+    fn by_another_process(&self) -> Option<PathBuf> {
+        let proc_root = self.path.ancestors().nth("PID/ns/net".split('/').count())?;
+        let processes = fs::read_dir(proc_root).ok()?.filter_map(Result::ok);
+        processes
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
+            .map(|entry| entry.path().join("ns/net"))
+            .find(|path| self.leads_there(path).is_ok())
+    }
+
+    fn leads_there(&self, path: &Path) -> io::Result<()> {
+        let now = fs::metadata(path)?;
+        if (now.dev(), now.ino()) == self.identity { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 }
 
@@ -172,6 +215,108 @@ pub fn messages(
         }
         let (message, _) = rest.split_at(length);
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(NetlinkMessage::deserialize(message).map_err(io::Error::other))
+        let message = readable_names(message);
+        Some(NetlinkMessage::deserialize(&message).map_err(io::Error::other))
     })
+}
+
+/// The kernel takes any bytes for the name of an interface; the library that decodes messages, only UTF-8. Whatever is
+/// none becomes `?`, so that nobody can hide an interface, and all others of a listing, by its name.
+fn readable_names(message: &[u8]) -> Cow<'_, [u8]> {
+    let kind = message.get(4..6).map_or(0, |kind| u16::from_ne_bytes([kind[0], kind[1]]));
+    let (header, names): (usize, &[u16]) = match kind {
+        RTM_NEWLINK | RTM_DELLINK => (LINK_HEADER_BYTES, &[IFLA_IFNAME, IFLA_IFALIAS, IFLA_PROP_LIST]),
+        RTM_NEWADDR | RTM_DELADDR => (ADDRESS_HEADER_BYTES, &[IFA_LABEL]),
+        _ => return Cow::Borrowed(message),
+    };
+    let Some(attributes) = message.get(16 + header..) else { return Cow::Borrowed(message) };
+    let unreadable: Vec<Range<usize>> = attribute_ranges(attributes)
+        .filter(|(kind, range)| names.contains(kind) && str::from_utf8(&attributes[range.clone()]).is_err())
+        .map(|(_, range)| range.start + 16 + header..range.end + 16 + header)
+        .collect();
+    if unreadable.is_empty() {
+        return Cow::Borrowed(message);
+    }
+    let mut message = message.to_vec();
+    for range in unreadable {
+        make_readable(&mut message[range]);
+    }
+    Cow::Owned(message)
+}
+
+const RTM_NEWLINK: u16 = libc::RTM_NEWLINK;
+const RTM_DELLINK: u16 = libc::RTM_DELLINK;
+const RTM_NEWADDR: u16 = libc::RTM_NEWADDR;
+const RTM_DELADDR: u16 = libc::RTM_DELADDR;
+const IFLA_IFNAME: u16 = libc::IFLA_IFNAME;
+const IFLA_IFALIAS: u16 = libc::IFLA_IFALIAS;
+/// Of linux/if_link.h, with the flag of nested attributes: alternative names.
+const IFLA_PROP_LIST: u16 = 52 | 0x8000;
+const IFA_LABEL: u16 = libc::IFA_LABEL;
+/// `struct ifinfomsg`, `struct ifaddrmsg`.
+const LINK_HEADER_BYTES: usize = 16;
+const ADDRESS_HEADER_BYTES: usize = 8;
+
+/// Kinds of attributes, and where their values are.
+fn attribute_ranges(bytes: &[u8]) -> impl Iterator<Item = (u16, Range<usize>)> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let header: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let range = at + 4..at.checked_add(length)?;
+        if length < 4 || range.end > bytes.len() {
+            return None;
+        }
+        at += length.next_multiple_of(4);
+        Some((u16::from_ne_bytes([header[2], header[3]]), range))
+    })
+}
+
+/// In place: a `?` for each byte that is in no character.
+fn make_readable(mut bytes: &mut [u8]) {
+    while let Err(error) = str::from_utf8(bytes) {
+        let from = error.valid_up_to();
+        let length = error.error_len().unwrap_or(bytes.len() - from);
+        bytes[from..from + length].fill(b'?');
+        bytes = &mut bytes[from + length..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).expect("short");
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(kind: u16, header: usize, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let body = attributes.concat();
+        let length = u32::try_from(16 + header + body.len()).expect("short");
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.resize(16 + header, 0);
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn names_that_are_no_text_hide_nothing() {
+        let bad =
+            message(RTM_NEWLINK, 16, &[attribute(IFLA_IFNAME, b"a\xff\xe2\x80\0"), attribute(4, &[0xff; 4])]);
+        let good = message(RTM_NEWLINK, 16, &[attribute(IFLA_IFNAME, "ä\0".as_bytes())]);
+        let label = message(RTM_NEWADDR, 8, &[attribute(IFA_LABEL, b"\xffb\0")]);
+        let datagram = [bad, good, label].concat();
+        let read: Vec<String> =
+            messages(&datagram).map(|message| format!("{:?}", message.expect("decoded").payload)).collect();
+        assert_eq!(read.len(), 3);
+        for (text, name) in read.iter().zip(["a???", "ä", "?b"]) {
+            assert!(text.contains(&format!("{name:?}")), "{name}: {text}");
+        }
+        assert!(read[0].contains("4294967295"), "other attributes stay: {}", read[0]);
+    }
 }

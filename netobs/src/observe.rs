@@ -15,9 +15,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     agent::{Agent, Config},
     attacher::Shared,
-    cli::{DropsArgs, EventsArgs, FindArgs, ObserveArgs, TcpArgs},
+    cli::{DropsArgs, EventsArgs, FindArgs, KubernetesArgs, ObserveArgs, TcpArgs},
     demo::World,
-    discovery::engine::{self, EngineTask},
+    discovery::{
+        engine::{self, Api, EngineTask},
+        kubernetes,
+    },
     doctor,
     ebpf::{EventOptions, Observer, Options, drops::DropOptions, tcp::TcpOptions},
     model::{Looked, flow::FlowOptions},
@@ -63,7 +66,8 @@ impl Ending {
     }
 }
 
-/// Starts observing; DNS and ARP packets where `events` are given. Inside a runtime.
+/// Starts observing; DNS and ARP packets where `events` are given. What goes on after the process is pinned in the
+/// folder, if one is given. Inside a runtime.
 ///
 /// # Errors
 /// Without the privileges, or when the kernel refuses the programs.
@@ -72,17 +76,22 @@ pub fn start(
     demo: Option<World>,
     drops: Option<DropOptions>,
     events: Option<&EventsArgs>,
+    pin_folder: Option<&Path>,
 ) -> anyhow::Result<Agent> {
     require()?;
     let events =
         events.map_or(EventOptions { dns: false, arp: false, ..EventOptions::default() }, event_options);
-    let mut observer = Observer::load(Options {
+    let options = Options {
         max_interfaces: args.find.max_interfaces,
         mode: args.find.attach,
         max_flows: args.max_flows,
         events,
         log: args.log_programs,
-    })?;
+    };
+    let mut observer = match pin_folder {
+        Some(folder) => Observer::load_pinned(options, folder)?,
+        None => Observer::load(options)?,
+    };
     let config = Config {
         flows: FlowOptions {
             max_flows: args.max_flows as usize,
@@ -91,8 +100,11 @@ pub fn start(
             cluster: args.cluster_cidrs.clone(),
         },
         flow_interval: (args.max_flows > 0).then_some(args.flow_interval),
+        node: node(&args.kubernetes),
+        kubernetes: if demo.is_some() { None } else { kubernetes(&args.kubernetes)? },
         known: demo.map(|world| (world.containers, world.networks)),
         drops,
+        reconcile: true,
         events: observer
             .take_events()
             .map(|ring| (ring, Looked { dns: events.dns, names: events.names, arp: events.arp })),
@@ -110,13 +122,50 @@ pub fn require() -> anyhow::Result<()> {
     privileges::require()
 }
 
+/// The API of Kubernetes, where it is to be asked.
+///
+/// # Errors
+/// For a kubeconfig that cannot be used.
+pub fn kubernetes(args: &KubernetesArgs) -> anyhow::Result<Option<kubernetes::Api>> {
+    if args.no_kubernetes {
+        return Ok(None);
+    }
+    let access = kubernetes::Access::of(args.kubeconfig.as_deref(), |name| std::env::var(name).ok())?;
+    Ok(access.map(|access| kubernetes::Api { access, node: node(args) }))
+}
+
+/// The node's name, where one is given that may be one.
+pub fn node(args: &KubernetesArgs) -> Option<String> {
+    args.node_name.clone().filter(|name| kubernetes::valid_node(name))
+}
+
+/// As [`give_up_privileges`], and keeps what it takes to read what the API of Kubernetes is asked with.
+///
+/// # Errors
+/// As there, and for a kubeconfig that cannot be used.
+pub fn keep_needed_privileges(args: &ObserveArgs, files: &[PathBuf]) -> anyhow::Result<()> {
+    let account = kubernetes(&args.kubernetes)?.map(|api| api.access.files()).unwrap_or_default();
+    give_up_privileges(&args.find, &[files, &account].concat())
+}
+
+/// Keeps no privileges but those that observing needs, and reading these files; in this thread and those that it
+/// starts.
+///
+/// # Errors
+/// For a wrong engine, or when the kernel refuses.
+pub fn give_up_privileges(args: &FindArgs, files: &[PathBuf]) -> anyhow::Result<()> {
+    let engines = if args.no_engine { Vec::new() } else { engines(&args.engines, &args.runtimes)? };
+    let sockets: Vec<_> = engines.into_iter().map(|engine| engine.socket).collect();
+    privileges::give_up_others(&sockets, files).context("give up privileges that are not needed")
+}
+
 /// Finds what there is and what comes, and has it attached to. Inside a runtime.
 ///
 /// # Errors
 /// For a wrong engine, or when netlink is not to be had.
 pub fn follow(args: &FindArgs, mut config: Config, observer: Shared) -> anyhow::Result<Agent> {
     if !args.no_engine && config.known.is_none() {
-        config.engines = engines(&args.engines)?;
+        config.engines = engines(&args.engines, &args.runtimes)?;
     }
     Agent::start(config, observer).context("follow the host's interfaces by netlink")
 }
@@ -143,23 +192,26 @@ pub fn look_at_tcp(agent: &mut Agent, args: &TcpArgs, observe: &ObserveArgs, btf
     }
 }
 
-/// The engines named, or else the usual ones.
+/// The engines and runtimes named, or else, where none is, the usual ones.
 ///
 /// # Errors
 /// For an address that is not a local socket.
-pub fn engines(named: &[String]) -> anyhow::Result<Vec<EngineTask>> {
-    if named.is_empty() {
+pub fn engines(named: &[String], runtimes: &[String]) -> anyhow::Result<Vec<EngineTask>> {
+    if named.is_empty() && runtimes.is_empty() {
         return Ok(engine::default_tasks());
     }
-    let sockets = named.iter().map(|address| {
-        let path = address.strip_prefix("unix://").unwrap_or(address);
-        anyhow::ensure!(
-            path.starts_with('/'),
-            "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
-        );
-        Ok(PathBuf::from(path))
-    });
-    Ok(engine::tasks(sockets.collect::<anyhow::Result<Vec<_>>>()?))
+    let engines = named.iter().map(|address| Ok((Api::Docker, local(address)?)));
+    let runtimes = runtimes.iter().map(|address| Ok((Api::Cri, local(address)?)));
+    Ok(engine::tasks(engines.chain(runtimes).collect::<anyhow::Result<Vec<_>>>()?))
+}
+
+fn local(address: &str) -> anyhow::Result<PathBuf> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    anyhow::ensure!(
+        path.starts_with('/'),
+        "engine {address}: only local sockets are supported, like unix:///var/run/docker.sock"
+    );
+    Ok(PathBuf::from(path))
 }
 
 /// Whether nobody reads our pipe any more: as long as there is nothing to write (CSV without containers, a

@@ -1,6 +1,16 @@
-//! What netobs may do here, and what it needs.
+//! What netobs may do here, what it needs, and giving up the rest.
 
-use caps::{CapSet, Capability};
+use std::path::{Path, PathBuf};
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::{
+    fcntl::{AT_FDCWD, AtFlags},
+    sys::{
+        prctl,
+        resource::{RLIM_INFINITY, Resource, setrlimit},
+    },
+    unistd::{AccessFlags, faccessat},
+};
 
 /// A capability that is needed and not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +23,8 @@ pub struct Need {
     pub required: bool,
 }
 
-/// All that is ever needed.
+/// All that is ever needed. `CAP_SYS_ADMIN`, which some are included in, is also needed to enter containers' network
+/// namespaces.
 pub const NEEDS: [Need; 5] = [
     Need {
         capability: Capability::CAP_BPF,
@@ -72,4 +83,54 @@ pub fn require() -> anyhow::Result<()> {
     let list: Vec<_> =
         missing.iter().map(|need| format!("{} (to {})", need.capability, need.purpose)).collect();
     anyhow::bail!("missing privilege: {}; {}", list.join(", "), how_to_grant())
+}
+
+/// Gives up all capabilities but those of [`NEEDS`], for this thread, those that it starts and what they might
+/// execute. Where a socket cannot be reached without, `CAP_DAC_OVERRIDE` is kept, and where a file cannot be read,
+/// `CAP_DAC_READ_SEARCH`, and that is said: those of other users.
+///
+/// # Errors
+/// When the kernel refuses, which it has no reason to.
+pub fn give_up_others(sockets: &[PathBuf], files: &[PathBuf]) -> Result<(), caps::errors::CapsError> {
+    // Before 5.11 maps are accounted as locked memory; to raise the limit takes a capability that nothing else needs.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let needed = NEEDS.into_iter().flat_map(|need| [Some(need.capability), need.or]).flatten();
+    let mut kept: CapsHashSet = needed.filter(|capability| permitted.contains(capability)).collect();
+    caps::set(None, CapSet::Effective, &kept)?;
+    let is_unreached = |how| move |path: &&PathBuf| !is_reached(path, how);
+    let socket = sockets.iter().find(is_unreached(AccessFlags::R_OK | AccessFlags::W_OK));
+    let file = files.iter().find(is_unreached(AccessFlags::R_OK));
+    caps::set(None, CapSet::Effective, &permitted)?;
+    let others = [(socket, Capability::CAP_DAC_OVERRIDE), (file, Capability::CAP_DAC_READ_SEARCH)];
+    for (path, capability) in others {
+        if let Some(path) = path.filter(|_| permitted.contains(&capability)) {
+            tracing::info!(path = %path.display(), "keeping {capability}, for what is another user's");
+            kept.insert(capability);
+        }
+    }
+    if permitted.contains(&Capability::CAP_SETPCAP) {
+        for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
+            caps::drop(None, CapSet::Bounding, *capability)?;
+        }
+    }
+    caps::clear(None, CapSet::Inheritable)?;
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Permitted, &kept)?;
+    // Never refused.
+    let _ = prctl::set_no_new_privs();
+    Ok(())
+}
+
+/// Whether a path, or as much of it as there is, is accessible with the effective capabilities.
+fn is_reached(path: &Path, how: AccessFlags) -> bool {
+    let may = |path: &Path, how| faccessat(AT_FDCWD, path, how, AtFlags::AT_EACCESS);
+    match may(path, how) {
+        Ok(()) => true,
+        // It may come later.
+        Err(nix::errno::Errno::ENOENT) => path
+            .parent()
+            .is_none_or(|parent| may(parent, AccessFlags::X_OK) != Err(nix::errno::Errno::EACCES)),
+        Err(_) => false,
+    }
 }

@@ -124,7 +124,7 @@ impl Resolvers {
     fn attach(&self, key: InterfaceKey, entrance: &Entrance) -> io::Result<()> {
         let mut inside = entrance.connect()?;
         // What a killed run left behind.
-        if let Err(error) = ebpf::remove_leftovers(&mut inside, LOOPBACK) {
+        if let Err(error) = ebpf::remove_leftovers(&mut inside, LOOPBACK, Some(entrance)) {
             tracing::warn!(%error, ?entrance, "remove leftover filters");
         }
         let attached = lock(&self.observer).attach_resolver(key, entrance.clone(), &mut inside);

@@ -26,9 +26,10 @@ pub fn run(args: &TopologyArgs) -> anyhow::Result<ExitCode> {
         "--watch prints lines; use it with `--output tree` or `--output json`"
     );
     let filter = Filter::parse(&args.filter)?;
+    observe::keep_needed_privileges(&args.observe, &[])?;
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, None, None, None)?;
+        let mut agent = observe::start(&args.observe, None, None, None, None)?;
         let show = async {
             agent.settle(observe::SETTLE).await;
             let mut out = io::stdout().lock();

@@ -8,6 +8,7 @@ use crate::{
 
 /// The n-th container's interface is `eth0` inside, and `vethN` on the host.
 pub struct Bridged {
+    bridge: String,
     pub host: Netns,
     pub containers: Vec<Pretend>,
 }
@@ -20,17 +21,24 @@ impl Bridged {
     pub fn new(bridge: &str, subnet: &str, last: impl IntoIterator<Item = u8>) -> Self {
         let host = Netns::new();
         host.sh(&format!("ip link add {bridge} type bridge mcast_snooping 0; ip link set {bridge} up"));
-        let put = |(n, last)| {
+        let mut world = Self { bridge: bridge.to_owned(), host, containers: Vec::new() };
+        for last in last {
             let container = Pretend::new();
-            host.sh(&format!(
-                "ip link add veth{n} type veth peer name eth0 netns {}; ip link set veth{n} master {bridge} up",
-                container.netns().pid()
-            ));
-            container.netns().sh(&format!("ip addr add {subnet}.{last}/24 dev eth0; ip link set eth0 up"));
-            container
-        };
-        let containers = last.into_iter().enumerate().map(put).collect();
-        Self { host, containers }
+            world.put(container, &format!("ip addr add {subnet}.{last}/24 dev eth0; ip link set eth0 up"));
+        }
+        world
+    }
+
+    /// Puts one more on the bridge, which then does this.
+    pub fn put(&mut self, container: Pretend, script: &str) {
+        self.host.sh(&format!(
+            "ip link add veth{n} type veth peer name eth0 netns {}; ip link set veth{n} master {} up",
+            container.netns().pid(),
+            self.bridge,
+            n = self.containers.len(),
+        ));
+        container.netns().sh(script);
+        self.containers.push(container);
     }
 
     pub fn netns(&self, n: usize) -> &Netns {
@@ -47,12 +55,18 @@ impl Bridged {
     /// If it does not find them.
     pub fn watch(&self, options: &[&str]) -> Watch {
         let watch = Watch::start(Some(&self.host), options);
-        for one in &self.containers {
-            watch.until("its interface", |snapshot| {
-                let now = container(snapshot, one.name())?;
-                (now["interfaces"].as_array()?.len() == 1).then_some(())
-            });
-        }
+        (0..self.containers.len()).for_each(|n| self.until_known(&watch, n));
         watch
+    }
+
+    /// Waits until an interface is known to be this container's.
+    ///
+    /// # Panics
+    /// If it is not found.
+    pub fn until_known(&self, watch: &Watch, n: usize) {
+        watch.until("its interface", |snapshot| {
+            let now = container(snapshot, self.name(n))?;
+            (now["interfaces"].as_array()?.len() == 1).then_some(())
+        });
     }
 }

@@ -2,17 +2,12 @@
 
 use std::{
     net::{SocketAddr, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
-use crate::netns::Netns;
+use crate::{background::Background, netns::Netns};
 
 /// How long [`Server`] waits before it answers.
 pub const WAIT: Duration = Duration::from_millis(50);
@@ -31,57 +26,43 @@ pub fn query(id: u16, name: &str) -> Vec<u8> {
 
 /// A name server, as long as the value.
 pub struct Server {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Background,
 }
 
 impl Server {
     /// It waits for [`WAIT`] and says by the first letter of the name: `n` NXDOMAIN, `s` SERVFAIL, `q` nothing at
-    /// all, `d` NOERROR twice, `i` NOERROR without waiting, else NOERROR.
+    /// all, `d` NOERROR twice, `i` NOERROR and `j` NXDOMAIN without waiting, else NOERROR.
     ///
     /// # Panics
     /// If it cannot listen there.
     pub fn start(netns: &Netns, address: SocketAddr) -> Self {
         let socket = netns.run(move || UdpSocket::bind(address).expect("bind the name server"));
         socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let mut message = [0; 512];
-            while !stopped.load(Ordering::Relaxed) {
-                let Ok((length, client)) = socket.recv_from(&mut message) else { continue };
-                if length < 14 {
-                    continue;
-                }
-                let first = message[13];
-                if first != b'i' && first != b'q' {
-                    std::thread::sleep(WAIT);
-                }
-                (message[2], message[3]) = match first {
-                    b'n' => (0x81, 0x83),
-                    b's' => (0x81, 0x82),
-                    _ => (0x81, 0x80),
-                };
-                let times = match first {
-                    b'q' => 0,
-                    b'd' => 2,
-                    _ => 1,
-                };
-                for _ in 0..times {
-                    socket.send_to(&message[..length], client).expect("answer");
-                }
+        let mut message = [0; 512];
+        let _thread = Background::repeat(move || {
+            let Ok((length, client)) = socket.recv_from(&mut message) else { return };
+            if length < 14 {
+                return;
+            }
+            let first = message[13];
+            if !b"ijq".contains(&first) {
+                std::thread::sleep(WAIT);
+            }
+            (message[2], message[3]) = match first {
+                b'n' | b'j' => (0x81, 0x83),
+                b's' => (0x81, 0x82),
+                _ => (0x81, 0x80),
+            };
+            let times = match first {
+                b'q' => 0,
+                b'd' => 2,
+                _ => 1,
+            };
+            for _ in 0..times {
+                socket.send_to(&message[..length], client).expect("answer");
             }
         });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Self { _thread }
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     io::Read as _,
     process::{Child, Stdio},
-    time::Duration,
 };
 
 use serde_json::Value;
@@ -11,13 +10,9 @@ use serde_json::Value;
 use crate::{
     http,
     netns::{Netns, die_with_parent},
-    program::{Agent, LIMIT, netobs},
+    program::{Agent, LIMIT, LOADED, netobs},
     wait_for,
 };
-
-/// How long it may take to read the kernel's type information and symbols: no second, but where every
-/// instruction is emulated.
-const LOADED: Duration = Duration::from_secs(90);
 
 /// Whether the running kernel gives reasons (5.17).
 pub fn has_reasons() -> bool {

@@ -3,24 +3,36 @@
 //!
 //! Everything made here ends with its value, and with the test process at the latest.
 
+pub mod background;
+pub mod booted;
 pub mod bpf;
+pub mod bpffs;
 pub mod bridged;
+pub mod collector;
+pub mod containerd;
 pub mod dns;
 pub mod docker;
 pub mod dockerd;
 pub mod drops;
+pub mod filters;
 pub mod frames;
 pub mod http;
 pub mod kernel;
+pub mod kubernetes;
 pub mod netns;
+pub mod node;
 pub mod podman;
 pub mod pretend;
 pub mod program;
+pub mod prometheus;
 pub mod random_frames;
 pub mod reference;
 pub mod relay;
+pub mod runtime;
+pub mod terminal;
 pub mod test_run;
 pub mod trace;
+pub mod traces;
 pub mod traffic;
 
 use std::{

@@ -42,7 +42,7 @@ impl Netns {
 
     fn hold(namespaces: &[&str]) -> Self {
         let mut command = Command::new("unshare");
-        command.args(namespaces).args(["sleep", "1000"]).stdin(Stdio::null());
+        command.args(namespaces).args(["sleep", "1000000"]).stdin(Stdio::null());
         let holder = die_with_parent(&mut command).spawn().expect("start unshare");
         let namespace = Self { holder };
         let own = std::fs::read_link("/proc/self/ns/net").expect("own namespace");
@@ -98,17 +98,44 @@ impl Netns {
         self.spawn(inside).join().expect("a thread in a namespace")
     }
 
+    /// As [`Self::run`], for what borrows.
+    ///
+    /// # Panics
+    /// If the function does.
+    pub fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let pid = self.pid();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                enter(pid);
+                run()
+            });
+            thread.join().expect("a thread in a namespace")
+        })
+    }
+
     /// Starts a function on a thread that has entered the namespace.
     pub fn spawn<T: Send + 'static>(
         &self,
         inside: impl FnOnce() -> T + Send + 'static,
     ) -> std::thread::JoinHandle<T> {
-        let file = std::fs::File::open(format!("/proc/{}/ns/net", self.pid())).expect("open a namespace");
+        let file = namespace(self.pid());
         std::thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET).expect("enter a namespace");
             inside()
         })
     }
+}
+
+/// The calling thread is in the network namespace of a process from now on, and so is what it starts.
+///
+/// # Panics
+/// If there is no such process.
+pub fn enter(pid: u32) {
+    setns(namespace(pid), CloneFlags::CLONE_NEWNET).expect("enter a namespace");
+}
+
+fn namespace(pid: u32) -> std::fs::File {
+    std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("open a namespace")
 }
 
 impl Default for Netns {
@@ -162,8 +189,10 @@ impl World {
 
     fn build(count: usize, netns: impl Fn() -> Netns) -> Self {
         let host = netns();
+        // A bridge that snoops joins and leaves a multicast group of its own, at times of its own.
         host.sh(&format!(
-            "ip link add {BRIDGE} type bridge; ip addr add 10.77.0.1/24 dev {BRIDGE}; ip link set {BRIDGE} up"
+            "ip link add {BRIDGE} type bridge mcast_snooping 0; ip addr add 10.77.0.1/24 dev {BRIDGE}; \
+             ip link set {BRIDGE} up"
         ));
         let mut world = Self { host, containers: Vec::new() };
         for _ in 0..count {

@@ -26,6 +26,8 @@ pub fn available(test: &str) -> bool {
 /// A private instance with its service.
 pub struct Podman {
     service: Option<Child>,
+    /// Its mount namespace, as long as the process.
+    mounts: Child,
     /// The file is held until all else is gone: two instances would give one bridge's name to two networks.
     _alone: Flock<fs::File>,
     folder: TempDir,
@@ -44,7 +46,7 @@ impl Podman {
         // Raising its own limits is more than every test machine lets it.
         let configuration = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n";
         fs::write(folder.path().join("containers.conf"), configuration).expect("write a configuration");
-        let mut podman = Self { service: None, _alone: alone, folder };
+        let mut podman = Self { service: None, mounts: own_mounts(), _alone: alone, folder };
         docker::import_image(podman.command());
         podman.start_service();
         podman
@@ -80,10 +82,17 @@ impl Podman {
         }
     }
 
+    /// `podman`, in the mount namespace of this instance.
+    fn inside(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "-t", &self.mounts.id().to_string(), "podman"]);
+        command
+    }
+
     /// `podman` with what makes it ours.
     fn command(&self) -> Command {
         let of = |part: &str| self.folder.path().join(part);
-        let mut command = Command::new("podman");
+        let mut command = self.inside();
         command.env("CONTAINERS_CONF", of("containers.conf")).env_remove("CONTAINER_HOST");
         command.arg("--root").arg(of("root")).arg("--runroot").arg(of("run")).arg("--tmpdir").arg(of("tmp"));
         command.arg("--network-config-dir").arg(of("networks"));
@@ -119,7 +128,7 @@ impl Podman {
     /// # Panics
     /// If it fails.
     pub fn by_service(&self, arguments: &[&str]) -> String {
-        let output = Command::new("podman").args(["--url", &self.endpoint()]).args(arguments).output();
+        let output = self.inside().args(["--url", &self.endpoint()]).args(arguments).output();
         printed(arguments, &output.expect("run podman"))
     }
 
@@ -180,6 +189,8 @@ impl Drop for Podman {
         for pod in String::from_utf8_lossy(&pods).lines() {
             cgroups_of(pod).iter().for_each(|cgroup| drop(fs::remove_dir(cgroup)));
         }
+        let _ = self.mounts.kill();
+        let _ = self.mounts.wait();
         // What Podman could not end. A command line with our folder in it is ours.
         for pid in processes_of(&self.folder.path().to_string_lossy()) {
             let _ = nix::sys::signal::kill(
@@ -188,6 +199,29 @@ impl Drop for Podman {
             );
         }
     }
+}
+
+/// A process in a mount namespace where folders can be made beside the hierarchies of cgroups v1. Podman makes one for
+/// each controller that the kernel has, mounted or not, and there are machines where that place is read-only.
+fn own_mounts() -> Child {
+    let script = "set -e
+        if [ -e /sys/fs/cgroup/cgroup.procs ]; then exec sleep 1000000; fi
+        new=$(mktemp -d); mount -t tmpfs tmpfs $new
+        for tree in /sys/fs/cgroup/*; do
+            mkdir $new/${tree##*/}; mount --bind $tree $new/${tree##*/}
+        done
+        mount --move $new /sys/fs/cgroup; rmdir $new
+        exec sleep 1000000";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).stdin(Stdio::null());
+    let holder = die_with_parent(&mut command).spawn().expect("start unshare");
+    wait_for("a mount namespace of its own", LIMIT, || {
+        match fs::read_link(format!("/proc/{}/exe", holder.id())) {
+            Ok(program) if program.ends_with("sleep") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    holder
 }
 
 fn run_arguments<'a>(name: &'a str, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {

@@ -45,6 +45,36 @@ impl Pretend {
         Self { id, cgroup, netns: None, process: Some(process) }
     }
 
+    /// A process by which alone it is found until [`Self::put_back`].
+    ///
+    /// # Panics
+    /// If it is in the host's namespace.
+    pub fn stand_in(&self) -> Child {
+        let mut command = self.netns().command("sleep");
+        command.arg("1000").stdin(Stdio::null());
+        let process = die_with_parent(&mut command).spawn().expect("start sleep");
+        enter(&self.cgroup, process.id());
+        enter(&v2_root(), self.netns().pid());
+        process
+    }
+
+    /// Its first process is found again.
+    ///
+    /// # Panics
+    /// If it is in the host's namespace.
+    pub fn put_back(&self) {
+        enter(&self.cgroup, self.netns().pid());
+    }
+
+    /// The inode number of its cgroup.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn cgroup_id(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(&self.cgroup).expect("its cgroup").ino()
+    }
+
     /// What netobs calls it, where nobody told a name.
     pub fn name(&self) -> &str {
         &self.id[..12]

@@ -11,12 +11,17 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    http,
     netns::{Netns, die_with_parent},
     wait_for,
 };
 
 /// How long the program gets to show what a test waits for.
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// How long it gets until its programs are in the kernel: no second, but where every instruction is emulated, of the
+/// verifier too.
+pub const LOADED: Duration = Duration::from_secs(90);
 
 /// The binary that the test command has built.
 pub fn binary() -> PathBuf {
@@ -49,13 +54,31 @@ pub fn run(arguments: &[&str]) -> Output {
 /// `netobs watch --output json`, with its latest snapshot.
 pub struct Watch {
     child: Child,
+    pid: u32,
     latest: Arc<Mutex<Option<(Instant, Value)>>>,
 }
 
 impl Watch {
     /// Starts it and waits for the first snapshot.
     pub fn start(host: Option<&Netns>, arguments: &[&str]) -> Self {
-        let mut command = netobs(host);
+        Self::spawn(netobs(host), arguments)
+    }
+
+    /// The same as the first process of a PID namespace of its own, where it sees no process but itself.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_alone(arguments: &[&str]) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]).arg(binary());
+        let mut watch = Self::spawn(command, arguments);
+        let output = Command::new("pgrep").args(["-P", &watch.child.id().to_string()]).output();
+        let output = String::from_utf8(output.expect("run pgrep").stdout).expect("text");
+        watch.pid = output.trim().parse().expect("the process that it has forked");
+        watch
+    }
+
+    fn spawn(mut command: Command, arguments: &[&str]) -> Self {
         command.args(["watch", "--output", "json", "--interval", "100ms"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = die_with_parent(&mut command).spawn().expect("start netobs watch");
@@ -68,8 +91,11 @@ impl Watch {
                 *store.lock().expect("no panic elsewhere") = Some((Instant::now(), snapshot));
             }
         });
-        let watch = Self { child, latest };
-        watch.fresh();
+        let watch = Self { pid: child.id(), child, latest };
+        wait_for("the first snapshot", LOADED, || {
+            let latest = watch.latest.lock().expect("no panic elsewhere");
+            if latest.is_some() { Ok(()) } else { Err("none".to_owned()) }
+        });
         watch
     }
 
@@ -104,8 +130,8 @@ impl Watch {
         self.until(&format!("container {name}"), |snapshot| container(snapshot, name))
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    pub const fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Ends it as a service manager does; how it ended and how long that took.
@@ -202,13 +228,37 @@ impl Agent {
             Some(_) => 9810,
             None => free_port(),
         };
-        let mut command = netobs(host);
+        Self::start_by(netobs(host), port, arguments)
+    }
+
+    /// By a command of [`netobs`], which may have an environment.
+    pub fn start_by(mut command: Command, port: u16, arguments: &[&str]) -> Self {
         command
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
             .args(arguments)
             .stdin(Stdio::null());
-        let child = die_with_parent(&mut command).spawn().expect("start netobs agent");
+        Self::spawn(&mut command, port)
+    }
+
+    /// Starts a command that is to be an agent at this port.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn spawn(command: &mut Command, port: u16) -> Self {
+        let child = die_with_parent(command).spawn().expect("start netobs agent");
         Self { child, port }
+    }
+
+    /// What it shows, asked in the namespace that it serves in.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn snapshot(&self, host: &Netns) -> Result<Value, String> {
+        let port = self.port;
+        match host.run(move || http::get(port, "/api/v1/snapshot")) {
+            Ok((200, body)) => serde_json::from_str(&body).map_err(|error| error.to_string()),
+            other => Err(format!("{other:?}")),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -229,10 +279,18 @@ impl Agent {
 
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+        resident_kib(self.pid())
     }
+}
+
+/// Resident memory of a process in KiB.
+///
+/// # Panics
+/// If there is none.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
 impl Drop for Agent {

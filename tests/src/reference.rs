@@ -11,7 +11,12 @@ use crate::random_frames::Case;
 pub struct Expected {
     pub counters: [Counters; 2],
     pub flows: HashMap<Key, Flow>,
+    /// Ingress frames from another MAC address than [`OWN_MAC`].
+    pub foreign: Count,
 }
+
+/// The interface's, as far as the frames are compared with one.
+pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
 /// As [`netobs_common::FlowKey`], without the attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,7 +81,7 @@ enum Ports {
 
 impl Default for Expected {
     fn default() -> Self {
-        Self { counters: [Counters::ZERO; 2], flows: HashMap::new() }
+        Self { counters: [Counters::ZERO; 2], flows: HashMap::new(), foreign: Count::default() }
     }
 }
 
@@ -85,6 +90,9 @@ impl Expected {
         let told = tell(case.frame, case.tag_outside);
         let direction = usize::from(!case.ingress);
         let stack = Count { packets: 1, bytes: case.frame.len() as u64 };
+        if case.ingress && case.frame.get(6..12) != Some(&OWN_MAC) {
+            add(&mut self.foreign, stack);
+        }
         let counters = &mut self.counters[direction];
         let wire = unfold(counters, case, told.headers_len);
         add(&mut counters.class[told.class as usize], stack);

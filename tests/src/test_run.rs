@@ -66,6 +66,29 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], gso: Gso, repeat: u32) -
 /// # Errors
 /// What the kernel says.
 pub fn empty_program() -> io::Result<OwnedFd> {
+    program(BPF_PROG_TYPE_SCHED_CLS, -1)
+}
+
+/// A classifier that lets each packet pass and ends the chain.
+///
+/// # Errors
+/// What the kernel says.
+pub fn ending_program() -> io::Result<OwnedFd> {
+    program(BPF_PROG_TYPE_SCHED_CLS, 0)
+}
+
+/// An XDP program that lets each packet pass.
+///
+/// # Errors
+/// What the kernel says.
+pub fn xdp_program() -> io::Result<OwnedFd> {
+    const BPF_PROG_TYPE_XDP: u32 = 6;
+    const XDP_PASS: i32 = 2;
+    program(BPF_PROG_TYPE_XDP, XDP_PASS)
+}
+
+/// A program that does nothing but answer.
+fn program(kind: u32, verdict: i32) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Default)]
     struct Load {
@@ -74,10 +97,11 @@ pub fn empty_program() -> io::Result<OwnedFd> {
         insns: u64,
         license: u64,
     }
-    // r0 = -1; exit
-    let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x0000_0000_0000_0095];
+    // r0 = verdict; exit
+    let verdict = u64::from(verdict.cast_unsigned()) << 32;
+    let instructions: [u64; 2] = [verdict | 0xb7, 0x0000_0000_0000_0095];
     let mut attribute = Load {
-        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        prog_type: kind,
         insn_cnt: 2,
         insns: instructions.as_ptr() as u64,
         license: c"MIT".as_ptr() as u64,
@@ -92,9 +116,21 @@ pub fn empty_program() -> io::Result<OwnedFd> {
 /// # Panics
 /// If the descriptor is no program's.
 pub fn program_id(program: BorrowedFd<'_>) -> u32 {
+    u32::try_from(program_info(program, "prog_id:")).expect("a program's number")
+}
+
+/// How often a program has run while the kernel measured.
+///
+/// # Panics
+/// If the descriptor is no program's.
+pub fn run_count(program: BorrowedFd<'_>) -> u64 {
+    program_info(program, "run_cnt:")
+}
+
+fn program_info(program: BorrowedFd<'_>, what: &str) -> u64 {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).expect("fdinfo");
-    let id = info.lines().find_map(|line| line.strip_prefix("prog_id:")).expect("a program");
-    id.trim().parse().expect("a number")
+    let value = info.lines().find_map(|line| line.strip_prefix(what)).expect("a program");
+    value.trim().parse().expect("a number")
 }
 
 /// Attaches a classifier to an interface by TCX, as long as the value lives (kernel 6.6 and later).
@@ -102,6 +138,56 @@ pub fn program_id(program: BorrowedFd<'_>) -> u32 {
 /// # Errors
 /// What the kernel says.
 pub fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<OwnedFd> {
+    link(program, ifindex, if ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS }, 0)
+}
+
+/// The same, before all that are there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach_tcx_first(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::Result<OwnedFd> {
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    link(program, ifindex, if ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS }, BPF_F_BEFORE)
+}
+
+/// Attaches an XDP program in the generic mode, as long as the value lives.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_SKB_MODE: u32 = 2;
+    link(program, ifindex, BPF_XDP, XDP_FLAGS_SKB_MODE)
+}
+
+/// Detaches a link of any process, as `bpftool link detach` does.
+///
+/// # Errors
+/// What the kernel says.
+pub fn detach_link(id: u32) -> io::Result<()> {
+    const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let fd = bpf(BPF_LINK_GET_FD_BY_ID, &mut [id, 0, 0, 0])?;
+    // SAFETY: a new descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    bpf(BPF_LINK_DETACH, &mut [link.as_raw_fd().cast_unsigned(), 0, 0, 0]).map(drop)
+}
+
+/// Detaches a pinned link, whose name stays.
+///
+/// # Errors
+/// What the kernel says.
+pub fn detach_pinned(path: &std::path::Path) -> io::Result<()> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    let fd = bpf(BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0])?;
+    // SAFETY: a new descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    bpf(BPF_LINK_DETACH, &mut [link.as_raw_fd().cast_unsigned(), 0, 0, 0]).map(drop)
+}
+
+fn link(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Default)]
     struct LinkCreate {
@@ -114,7 +200,8 @@ pub fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, ingress: bool) -> io::R
     let mut attribute = LinkCreate {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         ifindex,
-        attach_type: if ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS },
+        attach_type,
+        flags,
         ..LinkCreate::default()
     };
     let fd = bpf(BPF_LINK_CREATE, &mut attribute)?;

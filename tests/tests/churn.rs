@@ -1,15 +1,15 @@
 //! A thousand containers that come and go, and what is left of them: nothing, neither in the agent nor in the
 //! kernel nor on the host.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use netobs::{discovery::namespace, netlink::Netlink};
 use netobs_tests::{
-    bpf, http,
+    http,
     kernel::attach_modes,
     netns::Netns,
     pretend::Pretend,
     program::{Agent, number},
+    traces::{Traces, namespaces},
     wait_for,
 };
 use serde_json::Value;
@@ -18,6 +18,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Interfaces of the host that stay: `br0`, `parent` and its other end.
 const STAYING: usize = 3;
+
+/// Containers in the test that CI runs; `NETOBS_TEST_CONTAINERS` takes another number.
+const CONTAINERS: usize = 1000;
 
 /// How many containers of each kind there are at a time.
 #[derive(Clone, Copy)]
@@ -28,55 +31,6 @@ struct Batch {
     macvlan: usize,
     /// On the host's network, observed by their cgroup.
     host: usize,
-}
-
-/// What there is of netobs at one time.
-#[derive(Debug, PartialEq, Eq)]
-struct Traces {
-    /// Of the agent, by kind.
-    descriptors: BTreeMap<String, usize>,
-    threads: usize,
-    /// Entries of its maps.
-    maps: BTreeMap<String, usize>,
-    /// Its filters on interfaces of the host.
-    filters: usize,
-    /// Other namespaces that the host has a number for: it goes with the namespace.
-    namespaces: usize,
-    host_interfaces: usize,
-}
-
-impl Traces {
-    fn of(host: &Netns, agent: &Agent) -> Self {
-        let pid = agent.pid();
-        let lines = |script: &str| host.sh(script).lines().count();
-        Self {
-            descriptors: bpf::descriptors(pid),
-            threads: fs::read_dir(format!("/proc/{pid}/task")).expect("a process").count(),
-            maps: bpf::map_entries(pid),
-            filters: host
-                .sh("for i in $(ip -o link show | cut -d' ' -f2 | cut -d@ -f1 | tr -d :); do \
-                     tc filter show dev $i ingress; tc filter show dev $i egress; done")
-                .matches(" netobs ")
-                .count(),
-            namespaces: namespaces(host),
-            host_interfaces: lines("ip -o link show"),
-        }
-    }
-
-    /// BPF links that the agent holds.
-    fn links(&self) -> usize {
-        self.descriptors.iter().filter(|(kind, _)| kind.contains("link")).map(|(_, count)| count).sum()
-    }
-}
-
-/// Other namespaces that the host has a number for. It has one for itself as well, once the kernel has told of
-/// the other end of a veth inside (`rtnl_fill_link_netnsid`).
-fn namespaces(host: &Netns) -> usize {
-    let own = host.run(|| {
-        let thread = u32::try_from(nix::unistd::gettid().as_raw()).expect("a number");
-        namespace::nsid(&mut Netlink::connect().expect("netlink"), thread).expect("the kernel tells")
-    });
-    host.sh("ip netns list-id").lines().count() - usize::from(own.is_some())
 }
 
 fn host() -> Netns {
@@ -189,19 +143,6 @@ fn all_forgotten(host: &Netns, agent: &Agent) {
     });
 }
 
-/// Traces that stay the same: the last answer's connection, too, is closed.
-fn settled(host: &Netns, agent: &Agent) -> Traces {
-    let mut last = None;
-    wait_for("traces that stay the same", LIMIT, || {
-        std::thread::sleep(Duration::from_millis(300));
-        let now = Traces::of(host, agent);
-        match last.replace(now) {
-            Some(before) if Some(&before) == last.as_ref() => Ok(before),
-            other => Err(format!("{other:?}")),
-        }
-    })
-}
-
 /// Runs batch after batch; what there was before, and what there is after.
 fn churn(mode: &str, batch: Batch, batches: usize) {
     let host = host();
@@ -229,7 +170,7 @@ fn churn(mode: &str, batch: Batch, batches: usize) {
         let containers = batch.start(&host);
         all_observed(&host, &agent, &containers, batch);
         if let Some(before) = before.filter(|_| check) {
-            assert_there(&Traces::of(&host, &agent), before, batch, mode);
+            assert_there(&Traces::of(&host, agent.pid()), before, batch, mode);
         }
         drop(containers);
         all_forgotten(&host, &agent);
@@ -237,13 +178,13 @@ fn churn(mode: &str, batch: Batch, batches: usize) {
     // Allocators, caches and the runtime have taken what they keep after that.
     round(false, None);
     round(false, None);
-    let before = settled(&host, &agent);
+    let before = Traces::settled(&host, agent.pid());
     assert_eq!(before.namespaces, 0, "{before:?}");
     let resident = agent.resident_kib();
     for n in 0..batches {
         round(n == 0, Some(&before));
     }
-    assert_eq!(settled(&host, &agent), before, "after and before");
+    assert_eq!(Traces::settled(&host, agent.pid()), before, "after and before");
     let after = agent.resident_kib();
     println!(
         "{} containers by {mode}: {resident} KiB resident before, {after} KiB after; {} descriptors",
@@ -269,7 +210,10 @@ fn assert_there(now: &Traces, before: &Traces, batch: Batch, mode: &str) {
 
 #[test]
 fn a_thousand_containers() {
-    churn("clsact", Batch { veth: 45, macvlan: 5, host: 0 }, 20);
+    let batch = Batch { veth: 45, macvlan: 5, host: 0 };
+    let containers = std::env::var("NETOBS_TEST_CONTAINERS")
+        .map_or(CONTAINERS, |containers| containers.parse().expect("a number"));
+    churn("clsact", batch, containers.div_ceil(batch.len()));
 }
 
 #[test]

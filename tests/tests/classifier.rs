@@ -1,7 +1,7 @@
 //! The classifier on packets built by hand, by `BPF_PROG_TEST_RUN`: what each is counted as.
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
+    ebpf::{Attach as _, AttachMode, Counted, EventOptions, Observer, Options},
     model::{InterfaceKey, Traffic},
 };
 use netobs_tests::{
@@ -33,7 +33,7 @@ fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic 
             let (verdict, _) = test_run(observer.program(true), packet, gso, 1).expect("test run");
             assert_eq!(verdict, -1, "netobs only looks: TC_ACT_UNSPEC");
         });
-        let [ingress, egress] = observer.read(KEY).expect("attached");
+        let Counted { ingress, egress, .. } = observer.read(KEY).expect("attached");
         assert_eq!(Traffic::from(&egress), Traffic::default());
         Traffic::from(&ingress)
     })
@@ -356,7 +356,7 @@ fn interfaces_that_share_a_directory_cell_are_told_apart() {
         send("10.1.0.2", 3);
         send("10.2.0.2", 5);
         let sent = |observer: &Observer, key| {
-            observer.read(key).map(|[_, tx]| Traffic::from(&tx).protocol.udp.packets)
+            observer.read(key).map(|counted| Traffic::from(&counted.egress).protocol.udp.packets)
         };
         let both = (sent(&observer, first), sent(&observer, second));
         // The cell's holder goes; the other stays where it is.

@@ -1,6 +1,7 @@
 //! What goes wrong says so, with what to do, and ends with a code that is not zero.
 
 use std::{
+    collections::HashMap,
     io::{BufRead as _, BufReader, Read as _},
     net::TcpListener,
     process::{Command, Output, Stdio},
@@ -8,9 +9,13 @@ use std::{
 };
 
 use netobs_tests::{
+    bpffs::Bpffs,
+    bridged::Bridged,
     http,
     netns::Netns,
-    program::{Agent, LIMIT, binary, netobs, run},
+    pretend::Pretend,
+    program::{self, Agent, LIMIT, LOADED, binary, netobs, run},
+    terminal::Terminal,
     unique, wait_for,
 };
 
@@ -58,23 +63,235 @@ fn missing_capabilities_are_named() {
     fails_with(&without("-sys_admin", &["watch", "--demo", "--once"]), &["CAP_SYS_ADMIN", "demo"]);
 }
 
+/// What only less can be shown without is said with what it is for.
 #[test]
-fn an_ordinary_user_with_the_capabilities_can_watch() {
+fn what_is_less_without_a_capability_is_named() {
+    for (capability, purpose) in [
+        ("sys_ptrace", "which network namespace a container's process is in"),
+        ("syslog", "the places in the kernel where packets are dropped"),
+    ] {
+        let output = without(&format!("-{capability}"), &["doctor"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let named = format!("CAP_{} is missing, to", capability.to_uppercase());
+        assert!(output.status.success() && text.contains(&named) && text.contains(purpose), "{text}");
+        assert!(text.contains("setcap"), "{text}");
+    }
+}
+
+/// Calls by which a file or folder is made, changed or removed; opening is looked at by itself.
+const CHANGING: [&str; 20] = [
+    "creat",
+    "mkdir",
+    "mkdirat",
+    "mknod",
+    "mknodat",
+    "rmdir",
+    "unlink",
+    "unlinkat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "chmod",
+    "fchmodat",
+    "chown",
+    "fchownat",
+    "truncate",
+];
+
+/// All that the kernel was asked for, as `strace` has it: whoever else runs, and whatever may go unnoticed.
+#[test]
+fn nothing_is_written_elsewhere_executed_or_entered_without_need() {
+    let (world, bpffs) = (Bridged::new("br-strace", "10.84.0", [10]), Bpffs::new());
+    // Nothing on the host leads to this one.
+    let on_macvlan = Pretend::new();
+    world.host.sh(&format!(
+        "ip link add p0 type veth peer name p1; ip link set p0 up; ip link add m0 link p0 type macvlan mode bridge; \
+         ip link set m0 name eth0 netns {}",
+        on_macvlan.netns().pid()
+    ));
+    let namespace = |netns: &Netns| {
+        let link = std::fs::read_link(format!("/proc/{}/ns/net", netns.pid())).expect("a namespace");
+        link.to_string_lossy().into_owned()
+    };
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let folder = bpffs.folder().display().to_string();
+    let mut command = world.host.command("strace");
+    // With -D it is the agent that is our child.
+    command
+        .args(["-D", "-f", "-qq", "-y", "-s", "500", "-e", "trace=%process,%file,setns", "-o"])
+        .arg(log.path());
+    command.arg(binary()).args(["agent", "--no-engine", "--pin", "--pin-folder", &folder]);
+    let mut agent = Agent::spawn(command.env("NETOBS_LOG", "error").stdin(Stdio::null()), 9810);
+    wait_for("the container", LOADED, || {
+        let snapshot = agent.snapshot(&world.host)?;
+        let interfaces = |name| program::container(&snapshot, name)?["interfaces"].as_array().map(Vec::len);
+        let known = [world.name(0), on_macvlan.name()].map(interfaces);
+        if known == [Some(1); 2] { Ok(()) } else { Err(snapshot.to_string()) }
+    });
+    for path in ["/metrics", "/metrics/cadvisor", "/api/v1/flows", "/api/v1/drops", "/api/v1/topology"] {
+        let (status, _) = world.host.run(move || http::get(9810, path)).expect("an answer");
+        assert_eq!(status, 200, "{path}");
+    }
+    assert!(agent.terminate().0.success());
+    let text = wait_for("the end of the log", LIMIT, || {
+        let text = std::fs::read_to_string(log.path()).expect("the log");
+        if text.contains(" exit_group(0)") { Ok(text) } else { Err(text.lines().count().to_string()) }
+    });
+    bpffs.cleanup(&world.host, &[]);
+    let calls = |names: &[&str]| -> Vec<String> {
+        let is = |line: &&str| names.iter().any(|name| line.contains(&format!(" {name}(")));
+        text.lines().filter(is).map(str::to_owned).collect()
+    };
+    let executed = calls(&["execve", "execveat"]);
+    assert_eq!(executed.len(), 1, "itself: {executed:#?}");
+    let processes = calls(&["fork", "vfork", "clone", "clone3"]);
+    assert!(processes.iter().all(|call| call.contains("CLONE_THREAD")), "{processes:#?}");
+    let opened = calls(&["open", "openat", "openat2"]);
+    assert!(opened.len() > 50, "it was looked at: {}", opened.len());
+    let writing = opened
+        .into_iter()
+        .filter(|call| ["O_WRONLY", "O_RDWR", "O_CREAT"].iter().any(|how| call.contains(how)));
+    let elsewhere: Vec<String> =
+        writing.chain(calls(&CHANGING)).filter(|call| !call.contains(&format!("\"{folder}"))).collect();
+    assert!(elsewhere.is_empty(), "{elsewhere:#?}");
+    let entered = calls(&["setns"]);
+    let is_entered = |netns| entered.iter().any(|call| call.contains(&namespace(netns)));
+    assert!(is_entered(on_macvlan.netns()), "{entered:#?}");
+    assert!(!is_entered(world.netns(0)), "it is counted at the host's veth: {entered:#?}");
+}
+
+/// Whoever may ask for health learns of no container.
+#[test]
+fn health_tells_of_no_container() {
+    let world = Bridged::new("br-health", "10.85.0", [10]);
+    let agent = Agent::start_in(Some(&world.host), &["--no-engine"]);
+    wait_for("the container", LOADED, || {
+        let snapshot = agent.snapshot(&world.host)?;
+        program::container(&snapshot, world.name(0)).ok_or_else(|| snapshot.to_string())
+    });
+    for (path, said) in [("/healthz", "ok\n"), ("/readyz", "ready\n")] {
+        let answer = world.host.run(move || http::get(9810, path)).expect("an answer");
+        assert_eq!(answer, (200, said.to_owned()), "{path}");
+    }
+}
+
+/// With what the README says, word by word, an ordinary user's agent counts as root's does.
+#[test]
+fn an_ordinary_user_with_the_capabilities_can_observe() {
+    const README: &str = include_str!("../../README.md");
+    let line = README.lines().find_map(|line| line.split_once("Without root: `sudo ")).expect("the line").1;
+    let setcap = line.split_once('`').expect("its end").0.strip_suffix(" netobs").expect("of netobs");
+    let world = Bridged::new("br-user", "10.87.0", [10, 11]);
     let folder = std::env::temp_dir().join(unique("caps"));
     std::fs::create_dir(&folder).expect("a folder");
     let copy = folder.join("netobs");
     std::fs::copy(binary(), &copy).expect("copy the program");
-    let shell = |script: &str| Command::new("sh").args(["-c", script]).output().expect("run sh");
-    let path = copy.display();
-    let output = shell(&format!(
-        "chmod 755 {} && PATH=$PATH:/usr/sbin:/sbin setcap cap_bpf,cap_perfmon,cap_net_admin,cap_sys_ptrace+ep {path} && \
-         setpriv --reuid 65534 --regid 65534 --clear-groups {path} watch --once --no-engine -o json",
-        folder.display()
-    ));
+    let granted = Command::new("sh")
+        .args([
+            "-c",
+            &format!(
+                "chmod 755 {} && PATH=$PATH:/usr/sbin:/sbin {setcap} {}",
+                folder.display(),
+                copy.display()
+            ),
+        ])
+        .status();
+    assert!(granted.expect("run sh").success());
+    let as_user = || {
+        let mut command = world.host.command("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy);
+        command
+    };
+    let agent = Agent::start_by(as_user(), 9810, &["--no-engine"]);
+    let icmp = |snapshot: &serde_json::Value, n: usize| {
+        let found = program::container(snapshot, world.name(n))?;
+        (found["interfaces"].as_array()?.len() == 1)
+            .then(|| ["rx", "tx"].map(|way| program::number(&found, &format!("{way}.protocol.icmp.packets"))))
+    };
+    let until = |wanted: [u64; 2]| {
+        wait_for(&format!("{wanted:?}"), LOADED, || {
+            let snapshot = agent.snapshot(&world.host)?;
+            let found = [0, 1].map(|n| icmp(&snapshot, n));
+            if found == [Some(wanted); 2] { Ok(snapshot) } else { Err(format!("{found:?} in {snapshot}")) }
+        })
+    };
+    until([0, 0]);
+    world.netns(0).sh("busybox ping -q -c 5 -i 0.02 10.87.0.11");
+    let snapshot = until([5, 5]);
+    // What is optional in the README is named, where a container on this machine would need it, and nothing else is
+    // missing.
+    let degraded = snapshot["agent"]["degraded"].as_array().expect("what is degraded");
+    let is_optional =
+        |one: &serde_json::Value| one[0] == "embedded DNS" && one[1].to_string().contains("CAP_SYS_ADMIN");
+    assert!(degraded.iter().all(is_optional), "{degraded:?}");
+    let output = as_user().args(["watch", "--standalone", "--once", "-o", "json", "--no-engine"]).output();
     std::fs::remove_dir_all(&folder).expect("remove the folder");
+    let output = output.expect("run netobs watch");
     let snapshot: serde_json::Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
-    assert_eq!(snapshot["version"], 1);
+    assert_eq!(icmp(&snapshot, 0), Some([0, 0]), "{snapshot}");
+}
+
+/// What stands in the status of each thread of a process.
+fn statuses(pid: u32) -> Vec<HashMap<String, String>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let status = |thread: std::io::Result<std::fs::DirEntry>| {
+        let text =
+            std::fs::read_to_string(thread.expect("a thread").path().join("status")).expect("its status");
+        let fields = text.lines().filter_map(|line| line.split_once(":\t"));
+        fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    threads.map(status).collect()
+}
+
+/// Bits of these capabilities as in `/proc/PID/status`.
+fn bits(capabilities: &[u32]) -> String {
+    format!("{:016x}", capabilities.iter().fold(0u64, |bits, number| bits | 1 << number))
+}
+
+/// As root it keeps what the README lists, in every thread, and nothing that it executed would get more.
+#[test]
+fn what_is_not_needed_is_given_up() {
+    const DAC_OVERRIDE: u32 = 1;
+    const DAC_READ_SEARCH: u32 = 2;
+    // NET_ADMIN, SYS_PTRACE, SYS_ADMIN, SYSLOG, PERFMON, BPF of <linux/capability.h>.
+    const NEEDED: [u32; 6] = [12, 19, 21, 34, 38, 39];
+    let folder = std::env::temp_dir().join(unique("others"));
+    std::fs::create_dir(&folder).expect("a folder");
+    let _socket = std::os::unix::net::UnixListener::bind(folder.join("engine.sock")).expect("a socket");
+    let engine = format!("unix://{}/engine.sock", folder.display());
+    let given_up = |options: &[&str], kept: &[u32]| {
+        let agent = Agent::start(options);
+        wait_for("the agent", LIMIT, || http::get(agent.port, "/metrics").map_err(|error| error.to_string()));
+        let statuses = statuses(agent.pid());
+        assert!(statuses.len() > 1, "threads: {statuses:?}");
+        for status in statuses {
+            for set in ["CapPrm", "CapEff", "CapBnd"] {
+                assert_eq!(status[set], bits(kept), "{set} of {}", status["Name"]);
+            }
+            assert_eq!((status["CapInh"].as_str(), status["NoNewPrivs"].as_str()), (&*bits(&[]), "1"));
+        }
+    };
+    given_up(&["--no-engine"], &NEEDED);
+    let file = std::env::temp_dir().join(unique("web.yml"));
+    std::fs::write(&file, "{}").expect("write");
+    let path = file.to_str().expect("UTF-8");
+    given_up(&["--no-engine", "--web-config-file", path], &NEEDED);
+    let shell = |script: String| {
+        assert!(Command::new("sh").args(["-c", &script]).status().expect("run sh").success());
+    };
+    shell(format!("chown 65534:65534 {path} && chmod 600 {path}"));
+    given_up(&["--no-engine", "--web-config-file", path], &[&NEEDED[..], &[DAC_READ_SEARCH]].concat());
+    std::fs::remove_file(&file).expect("remove the file");
+    given_up(&["--engine", &engine], &NEEDED);
+    // Of a user who lets nobody in.
+    shell(format!("chown 65534:65534 {0} && chmod 700 {0}", folder.display()));
+    given_up(&["--engine", &engine], &[&NEEDED[..], &[DAC_OVERRIDE]].concat());
+    std::fs::remove_dir_all(&folder).expect("remove the folder");
 }
 
 #[test]
@@ -192,76 +409,49 @@ fn below(pid: u32, parent: &str) -> bool {
     status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|ppid| ppid.trim() == parent.trim()))
 }
 
-/// A server of its own, which ends with it, and all that runs there.
-struct Tmux(String);
-
-impl Tmux {
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux").args(["-L", &self.0]).args(arguments).output().expect("run tmux");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-}
-
-impl Drop for Tmux {
-    fn drop(&mut self) {
-        self.run(&["kill-server"]);
-    }
-}
-
 /// The full-screen view in a terminal that tmux plays.
 #[test]
 fn full_screen() {
-    let session = Tmux(unique("screen"));
-    let tmux = |arguments: &[&str]| session.run(arguments);
-    let shows = |what: &str| {
-        wait_for(what, LIMIT, || {
-            let screen = tmux(&["capture-pane", "-p", "-t", "0"]);
-            if screen.contains(what) { Ok(screen) } else { Err(screen) }
-        })
-    };
-    tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "120", "-y", "35", "sh"]);
-    tmux(&[
-        "send-keys",
-        &format!("PS1='prom''pt> '; {} watch --demo; echo code=$?", binary().display()),
-        "Enter",
-    ]);
+    let terminal = Terminal::new();
+    let (keys, shows) = (|keys: &[&str]| terminal.keys(keys), |what: &str| terminal.shows(what));
+    keys(&[&format!("PS1='prom''pt> '; {} watch --demo; echo code=$?", binary().display()), "Enter"]);
     shows("database");
     let screen = shows("shop");
     assert!(screen.contains("web") && screen.contains("outsider"), "{screen}");
-    tmux(&["send-keys", "2"]);
+    keys(&["2"]);
     shows("10.88.1.0/24");
-    tmux(&["send-keys", "3"]);
+    keys(&["3"]);
     let screen = shows("web:8080");
     assert!(screen.contains("client:") && screen.contains("closed"), "{screen}");
     // The outsider's attempts end in the host's forwarding.
-    tmux(&["send-keys", "4"]);
+    keys(&["4"]);
     let screen = shows("outsider 10.88.2.10");
     assert!(screen.contains("database 10.88.1.20"), "{screen}");
-    tmux(&["send-keys", "1"]);
+    keys(&["1"]);
     shows("outsider");
-    tmux(&["send-keys", "/"]);
-    tmux(&["send-keys", "data", "Enter"]);
+    keys(&["/"]);
+    keys(&["data", "Enter"]);
     wait_for("only the database", LIMIT, || {
-        let screen = tmux(&["capture-pane", "-p", "-t", "0"]);
+        let screen = terminal.screen();
         if screen.contains("database") && !screen.contains("outsider") { Ok(()) } else { Err(screen) }
     });
-    tmux(&["send-keys", "Enter"]);
+    keys(&["Enter"]);
     shows("eth0");
-    tmux(&["resize-window", "-x", "40", "-y", "8"]);
+    terminal.tmux(&["resize-window", "-x", "40", "-y", "8"]);
     shows("60");
-    tmux(&["resize-window", "-x", "120", "-y", "35"]);
+    terminal.tmux(&["resize-window", "-x", "120", "-y", "35"]);
     shows("eth0");
-    tmux(&["send-keys", "q"]);
+    keys(&["q"]);
     shows("code=0");
     // Ended by a signal, it gives the terminal back as well.
-    tmux(&["send-keys", &format!("clear; {} watch --demo; echo then=$?", binary().display()), "Enter"]);
+    keys(&[&format!("clear; {} watch --demo; echo then=$?", binary().display()), "Enter"]);
     shows("database");
     let pids = Command::new("pgrep").args(["-f", &format!("^{} watch --demo$", binary().display())]).output();
     let pids = String::from_utf8(pids.expect("run pgrep").stdout).expect("UTF-8");
     let screens: Vec<u32> = pids
         .lines()
         .filter_map(|pid| pid.parse().ok())
-        .filter(|pid| below(*pid, &tmux(&["display-message", "-p", "#{pane_pid}"])))
+        .filter(|pid| below(*pid, &terminal.tmux(&["display-message", "-p", "#{pane_pid}"])))
         .collect();
     assert_eq!(screens.len(), 1, "{pids}");
     netobs_tests::program::signal(screens[0], nix::sys::signal::Signal::SIGTERM);

@@ -1,6 +1,10 @@
 //! DNS as containers see it, on real traffic and to the message. Without an engine, so that it runs on any kernel.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use netobs_tests::{
     bridged::Bridged,
@@ -363,6 +367,47 @@ fn the_server_inside_the_namespace() {
     assert_eq!(filters(0), 1);
     watch.terminate();
     assert_eq!(filters(0), 0);
+}
+
+/// What is asked by TCP is not read; that something was asked so is said, to the packet.
+#[test]
+fn over_tcp_it_is_counted_and_not_read() {
+    let world = bridged(3);
+    let watch = start(&world, &["--flow-interval=200ms"]);
+    let listener = world.netns(1).run(|| TcpListener::bind(server(1)).expect("bind the name server"));
+    let serving = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut message = [0; 31];
+        client.read_exact(&mut message).expect("a query");
+        client.write_all(&message).expect("answer");
+    });
+    let asking = world.netns(0).spawn(|| {
+        let mut message = vec![0, 29];
+        message.extend(dns::query(3, "web.example"));
+        let mut server = TcpStream::connect(server(1)).expect("connect");
+        server.write_all(&message).expect("ask");
+        server.read_exact(&mut [0; 31]).expect("an answer");
+    });
+    asking.join().expect("the client");
+    serving.join().expect("the server");
+    for n in 0..2 {
+        let seen = watch.until("all of the connection", |snapshot| {
+            let now = container(snapshot, world.name(n))?;
+            let tcp = |unit: &str| {
+                let of = |way: &str| number(&now, &format!("{way}.protocol.tcp.{unit}"));
+                of("rx") + of("tx")
+            };
+            let over_tcp = ["packets", "bytes"].map(|unit| number(&now, &format!("dns.over_tcp.{unit}")));
+            (over_tcp[0] >= 7 && over_tcp == ["packets", "bytes"].map(tcp)).then_some(now)
+        });
+        assert_eq!(seen["dns"]["messages"], serde_json::json!([]), "{seen}");
+    }
+    let other = container(&watch.fresh(), world.name(2)).expect("the third");
+    assert_eq!(number(&other, "dns.over_tcp.packets"), 0, "{other}");
+    let mut without = start(&world, &["--max-flows=0"]);
+    let unknown = container(&without.fresh(), world.name(0)).expect("there");
+    assert!(unknown["dns"]["over_tcp"].is_null(), "{unknown}");
+    without.terminate();
 }
 
 /// Containers with such a server come and go, and nothing of them stays.

@@ -281,9 +281,15 @@ fn overlay() {
         );
         assert_eq!(number(&gateway, "tx.protocol.icmp.packets"), 0, "{gateway}");
     }
+    // Out of the overlay, by the other leg alone.
+    let gateway =
+        docker(&["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "docker_gwbridge"]);
+    ten_pings(&one, &gateway);
+    assert_ten(&on_network(&watch, &one.name, "docker_gwbridge", has_ten));
+    assert_ten(&on_network(&watch, &one.name, &network.name, has_ten));
     row(
         "overlay",
-        "10 pings on the overlay's interface, observed inside; its docker_gwbridge leg from the host",
+        "10 pings on the overlay's interface, observed inside; 10 on its docker_gwbridge leg, from the host",
     );
     drop((one, two));
 }
@@ -338,6 +344,16 @@ fn published_ports() {
     });
     assert!(number(&by_proxy, "rx_packets") >= 3, "{by_proxy}");
 
+    // From the host by its own address: translated as well, and the host is who it is.
+    let url = format!("http://10.77.9.1:{}/", on_any["port"]);
+    let output = std::process::Command::new("busybox").args(["wget", "-q", "-O", "-", &url]).output();
+    assert_eq!(String::from_utf8_lossy(&output.expect("busybox").stdout), "page\n");
+    let by_host = watch.until("the host", |snapshot| {
+        let via = port(snapshot)?["traffic"]["via"]["host"].clone();
+        (via.is_object() && number(&via, "tx_bytes") > 0).then_some(via)
+    });
+    assert!(number(&by_host, "rx_packets") >= 3, "{by_host}");
+
     // All TCP of this container is on that port: not one packet more or less.
     let (ways, all) = wait_for("quiet", LIMIT, || {
         let snapshot = watch.fresh();
@@ -355,10 +371,78 @@ fn published_ports() {
         if ways == all { Ok((ways, all)) } else { Err(format!("{ways:?} of {all:?}")) }
     });
     assert_eq!(ways, all);
+    let now = watch.container(&server.name);
+    let classes = now["classes"].as_array().expect("classes").iter();
+    let by_class = |part: &&Value| part["class"] == "published_port";
+    let published: Vec<u64> = classes.filter(by_class).map(|part| number(part, "rx.packets")).collect();
+    assert_eq!(published.iter().sum::<u64>(), all[0], "and of one class: {now}");
     row(
         "published ports",
         "the real client by address, docker-proxy by name; together all TCP of the container",
     );
+}
+
+#[test]
+fn published_udp_ports() {
+    if !docker::available("published UDP ports") {
+        return;
+    }
+    const CLIENTS: u64 = 7;
+    const PROXIED: u64 = 5;
+    const PAYLOAD: usize = 100;
+    let server = Container::run(
+        "published-udp",
+        &["-p", "127.0.0.1::80/udp", "-p", "0.0.0.0::80/udp", "-p", "127.0.0.1::80/tcp"],
+    );
+    let pid: u32 = server.inspect("{{.State.Pid}}").parse().expect("a process");
+    let _echo = traffic::Echo::start(pid, "0.0.0.0:80".parse().expect("an address"));
+    let watch = Watch::start(None, &[]);
+    // The same number is a port of its own for each protocol.
+    let port = |snapshot: &Value, protocol: &str| {
+        let all = container(snapshot, &server.name)?["published"].as_array()?.clone();
+        all.into_iter().find(|one| one["protocol"] == protocol && !one["traffic"].is_null())
+    };
+    let first = watch.until("the published port", |snapshot| port(snapshot, "udp"));
+    assert_eq!(first["container_port"], 80);
+    let host_port = |address: &str| {
+        let bindings = first["bindings"].as_array().expect("bindings");
+        let binding = bindings.iter().find(|one| one["address"] == address).expect("a binding");
+        u16::try_from(number(binding, "port")).expect("a port")
+    };
+    let (on_any, on_loopback) = (host_port("0.0.0.0"), host_port("127.0.0.1"));
+
+    // From elsewhere, by address translation; from the host's loopback, by the engine's proxy.
+    let client = Netns::new();
+    let veth = format!("nbu{}", std::process::id());
+    host(&format!(
+        "ip link add {veth} type veth peer name eth0 netns {}; ip addr add 10.77.8.1/24 dev {veth}; ip link set {veth} up",
+        client.pid()
+    ));
+    client.sh("ip addr add 10.77.8.2/24 dev eth0; ip link set eth0 up");
+    client.run(move || traffic::echoed(([10, 77, 8, 1], on_any).into(), CLIENTS, PAYLOAD));
+    traffic::echoed(([127, 0, 0, 1], on_loopback).into(), PROXIED, PAYLOAD);
+
+    let fields = ["rx_packets", "rx_bytes", "tx_packets", "tx_bytes"];
+    let told = |of: &Value| fields.map(|field| number(of, field));
+    // Ethernet, IPv4 and UDP headers.
+    let expected = |count: u64| [count, count * (PAYLOAD as u64 + 42), count, count * (PAYLOAD as u64 + 42)];
+    let now = wait_for("all of it", LIMIT, || {
+        let snapshot = watch.fresh();
+        let udp = port(&snapshot, "udp").ok_or("no port")?;
+        let via = &udp["traffic"]["via"];
+        let ways = ["client", "docker-proxy"].map(|way| told(&via[way]));
+        if ways == [expected(CLIENTS), expected(PROXIED)] { Ok(snapshot) } else { Err(format!("{udp}")) }
+    });
+    let udp = port(&now, "udp").expect("the port");
+    assert_eq!(udp["traffic"]["via"].as_object().expect("ways").len(), 2, "{udp}");
+    let clients = udp["traffic"]["clients"].as_array().expect("clients");
+    let from_elsewhere = clients.iter().find(|one| one["address"] == "10.77.8.2").expect("the client");
+    assert_eq!((told(from_elsewhere), &from_elsewhere["via"]), (expected(CLIENTS), &"client".into()));
+    let tcp = port(&now, "tcp").expect("the other port");
+    assert!(tcp["traffic"]["via"].as_object().expect("ways").is_empty(), "{tcp}");
+    let of = container(&now, &server.name).expect("the container");
+    assert_eq!(number(&of, "rx.protocol.udp.packets"), CLIENTS + PROXIED, "{of}");
+    row("published UDP ports", "datagram by datagram: the real client by address, docker-proxy by name");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use netobs_tests::{
     docker::{self, Container, Network},
     drops::{Drops, Looking, packets, rows},
     http,
-    program::LIMIT,
+    program::{LIMIT, container, number},
     wait_for,
 };
 use serde_json::Value;
@@ -45,6 +45,19 @@ fn scenario_3_the_isolation_of_two_networks() {
         String::from_utf8_lossy(&pinged.stdout).contains("5 packets transmitted, 0 packets received"),
         "{pinged:?}"
     );
+
+    // Nor is it known by its name there.
+    let by_name = docker::try_docker(&["exec", &from.name, "ping", "-q", "-c", "1", "-W", "1", &to.name]);
+    let told = String::from_utf8_lossy(&by_name.stderr);
+    assert!(!by_name.status.success() && told.contains("bad address"), "{by_name:?}");
+    // What was sent shows at the one, and that none arrived at the other.
+    let echoes = |name: &str, way: &str| {
+        let (_, body) = http::get(looking.agent.port, "/api/v1/snapshot").expect("a snapshot");
+        let snapshot: Value = serde_json::from_str(&body).expect("JSON");
+        let of = container(&snapshot, name).expect("the container");
+        number(&of, &format!("{way}.protocol.icmp.packets"))
+    };
+    assert_eq!((echoes(&from.name, "tx"), echoes(&to.name, "rx")), (5, 0));
 
     let row = looking.until("the drop", |report| {
         let found = forwarded_drop(report, &from, &to);
@@ -108,6 +121,12 @@ fn check(row: &Value, first: &Network, second: &Network, from: &Container, to: &
     );
     assert_eq!((&row["protocol"], &row["icmp_type"], &row["icmp_code"]), (&1.into(), &8.into(), &0.into()));
     assert_eq!(row["netfilter"]["hook"], "forward");
+    let iptables = std::process::Command::new("iptables").arg("--version").output().expect("run iptables");
+    let is_nft = String::from_utf8_lossy(&iptables.stdout).contains("nf_tables");
+    assert_eq!(row["netfilter"]["by"], if is_nft { "nf_tables" } else { "ip_tables" }, "{row}");
+    let (function, offset) =
+        row["place"].as_str().and_then(|place| place.split_once("+0x")).expect("a place");
+    assert!(function.starts_with("nf") && u32::from_str_radix(offset, 16).is_ok(), "{row}");
     assert_eq!((&row["at"]["host"], &row["at"]["container"]), (&true.into(), &Value::Null));
     let bridge = |network: &Network| format!("br-{}", &network.id[..12]);
     assert_eq!(

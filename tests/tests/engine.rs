@@ -6,16 +6,17 @@ use std::{
     path::PathBuf,
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use netobs_tests::{
+    bridged::Bridged,
     docker::{self, Container, Network, docker},
-    program::{LIMIT, Watch, container, network, number},
-    unique, wait_for,
+    program::{Agent, LIMIT, Watch, container, network, number},
+    traffic, unique, wait_for,
 };
 use serde_json::Value;
 
@@ -186,12 +187,25 @@ fn scenario_4_connect_and_disconnect_while_traffic_runs() {
     assert_eq!(number(&eth1, "tx.protocol.icmp.packets"), 10, "from the first packet on");
     assert_eq!(number(&eth1, "tx.protocol.icmp.bytes"), 980);
     assert_eq!(inner(&now, "eth0")["network"], first.name.as_str());
-    docker(&["network", "disconnect", &second.name, &mover.name]);
-    let after = watch.until("eth1 to be let go", |snapshot| {
+    // Disconnected in the midst of it: what it had sent by then stays, to the last that arrived at the other end.
+    docker(&["exec", "-d", &mover.name, "ping", "-q", "-i", "0.01", &peer.address(&second.name)]);
+    watch.until("some more", |snapshot| {
         let now = container(snapshot, &mover.name)?;
-        inner(&now, "eth1")["host_interface"].is_null().then_some(now)
+        (number(inner(&now, "eth1"), "tx.protocol.icmp.packets") > 30).then_some(())
     });
-    assert_eq!(number(inner(&after, "eth1"), "tx.protocol.icmp.packets"), 10, "final totals stay");
+    docker(&["network", "disconnect", &second.name, &mover.name]);
+    let (after, sent) = watch.until("eth1 to be let go", |snapshot| {
+        let now = container(snapshot, &mover.name)?;
+        let sent = number(inner(&now, "eth1"), "tx.protocol.icmp.packets");
+        inner(&now, "eth1")["host_interface"].is_null().then_some((now, sent))
+    });
+    let arrived = number(&watch.container(&peer.name), "rx.protocol.icmp.packets");
+    assert!(
+        arrived > 30 && (arrived..=arrived + 1).contains(&sent),
+        "{sent} sent, {arrived} arrived: {after}"
+    );
+    let later = watch.container(&mover.name);
+    assert_eq!(number(inner(&later, "eth1"), "tx.protocol.icmp.packets"), sent, "final totals stay: {later}");
     assert!(number(&after, "tx.protocol.icmp.packets") > 10, "and are part of the container's");
     watch.until("the end of being connected", |snapshot| {
         let now = container(snapshot, &mover.name)?;
@@ -199,6 +213,35 @@ fn scenario_4_connect_and_disconnect_while_traffic_runs() {
         let gone = now["networks"] == serde_json::json!([first.name]);
         (gone && members == serde_json::json!([peer.name])).then_some(())
     });
+}
+
+/// Beside an engine's containers there may be others, which `/proc` alone tells of: their flows are theirs all the same.
+#[test]
+fn flows_of_a_container_that_no_engine_tells_of() {
+    if !docker::available("no engine tells of it") {
+        return;
+    }
+    let world = Bridged::new("br-nobodys", "10.89.0", [10, 11]);
+    let agent = Agent::start_in(Some(&world.host), &["--flow-interval=200ms", "--flow-idle=10m"]);
+    let mut sent = 0;
+    let (snapshot, sent) = wait_for("its flow in its classes", Duration::from_secs(60), || {
+        traffic::udp(world.netns(0), world.netns(1), "10.89.0.11:7001".parse().expect("an address"), 1, 100);
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(300));
+        let snapshot = agent.snapshot(&world.host)?;
+        let now = container(&snapshot, world.name(0)).ok_or("no container")?;
+        let classes = now["classes"].as_array().ok_or("no classes")?;
+        let same = classes.iter().filter(|part| part["class"] == "same_network");
+        match same.map(|part| number(part, "tx.packets")).sum::<u64>() {
+            0 => Err(format!("{sent} sent: {now}")),
+            _ => Ok((snapshot, sent)),
+        }
+    });
+    assert!(
+        sent > 1 && snapshot["engines"].to_string().contains("\"connected\":true"),
+        "{}",
+        snapshot["engines"]
+    );
 }
 
 #[test]
@@ -239,6 +282,44 @@ fn scenario_8_short_lived_containers() {
     }
     let target = settled(&watch, &target.name, |_| true);
     assert_eq!(number(&target, "rx.protocol.icmp.packets"), CONTAINERS * 10);
+}
+
+/// Who sees no container's process knows whose the interfaces of those were that have ended, all the same: by what the
+/// engine tells of networks.
+#[test]
+fn short_lived_containers_that_nobody_could_look_into() {
+    if !docker::available("not looked into") {
+        return;
+    }
+    let network = Network::new("unseen", &[]);
+    let target = Container::run("unseen-target", &["--network", &network.name]);
+    let address = target.address(&network.name);
+    let watch = Watch::start_alone(&[]);
+    watch.until("the target", |snapshot| container(snapshot, &target.name));
+    let names: Vec<String> = (1..=5).map(|n| unique(&format!("unseen{n}"))).collect();
+    for (name, packets) in names.iter().zip(3..) {
+        let count = packets.to_string();
+        let ping = ["ping", "-q", "-i", "0.02", "-c", &count, &address];
+        let run = ["run", "--rm", "--name", name, "--network", &network.name, docker::IMAGE];
+        docker(&[&run[..], &ping[..]].concat());
+    }
+    for (name, packets) in names.iter().zip(3..) {
+        let ended = watch.until("the end of a short life", |snapshot| {
+            let now = container(snapshot, name)?;
+            (now["state"] == "removed" && now["interfaces"].as_array()?.len() == 1).then_some(now)
+        });
+        for direction in ["rx", "tx"] {
+            let counted = number(&ended, &format!("{direction}.protocol.icmp.packets"));
+            assert_eq!(counted, packets, "{ended}");
+        }
+        assert_eq!(ended["networks"], serde_json::json!([network.name]));
+        assert_eq!(inner_network(&ended), network.name.as_str());
+        assert!(ended["interfaces"][0]["name"].is_null(), "nobody has seen what it was called: {ended}");
+    }
+}
+
+fn inner_network(container: &Value) -> &str {
+    container["interfaces"][0]["network"].as_str().unwrap_or_default()
 }
 
 #[test]
@@ -316,6 +397,8 @@ struct Proxy {
     path: PathBuf,
     up: Arc<AtomicBool>,
     hangs: Arc<AtomicBool>,
+    /// All that netobs has said to the engine.
+    said: Arc<Mutex<Vec<u8>>>,
     _folder: tempfile::TempDir,
 }
 
@@ -325,7 +408,7 @@ impl Proxy {
         let path = folder.path().join("engine.sock");
         let up = Arc::new(AtomicBool::new(true));
         let hangs = Arc::default();
-        let proxy = Self { path, up, hangs, _folder: folder };
+        let proxy = Self { path, up, hangs, said: Arc::default(), _folder: folder };
         proxy.listen();
         proxy
     }
@@ -333,12 +416,12 @@ impl Proxy {
     fn listen(&self) {
         let listener = UnixListener::bind(&self.path).expect("listen");
         listener.set_nonblocking(true).expect("non-blocking");
-        let (up, hangs) = (Arc::clone(&self.up), Arc::clone(&self.hangs));
+        let (up, hangs, said) = (Arc::clone(&self.up), Arc::clone(&self.hangs), Arc::clone(&self.said));
         std::thread::spawn(move || {
             while up.load(Ordering::SeqCst) {
                 if let Ok((client, _)) = listener.accept() {
                     client.set_nonblocking(false).expect("blocking");
-                    relay(client, &up, &hangs);
+                    relay(client, &up, &hangs, &said);
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -364,6 +447,15 @@ impl Proxy {
         std::fs::rename(&self.path, self.path.with_extension("old")).expect("move the socket away");
         self.listen();
     }
+
+    /// An engine is asked, and never told to do anything.
+    fn assert_only_asked(&self) {
+        let said = self.said.lock().expect("no panic elsewhere");
+        let said = String::from_utf8_lossy(&said);
+        let requests: Vec<&str> = said.lines().filter(|line| line.contains(" HTTP/1.")).collect();
+        assert!(requests.len() > 3, "{requests:?}");
+        assert!(requests.iter().all(|request| request.starts_with("GET ")), "{requests:?}");
+    }
 }
 
 impl Drop for Proxy {
@@ -372,12 +464,11 @@ impl Drop for Proxy {
     }
 }
 
-fn relay(client: UnixStream, up: &Arc<AtomicBool>, hangs: &Arc<AtomicBool>) {
+fn relay(client: UnixStream, up: &Arc<AtomicBool>, hangs: &Arc<AtomicBool>, said: &Arc<Mutex<Vec<u8>>>) {
     let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
     let engine = UnixStream::connect(host.trim_start_matches("unix://")).expect("the engine");
-    for (mut from, mut to) in
-        [(client.try_clone().expect("clone"), engine.try_clone().expect("clone")), (engine, client)]
-    {
+    let asks = (client.try_clone().expect("clone"), engine.try_clone().expect("clone"), Arc::clone(said));
+    for (mut from, mut to, heard) in [asks, (engine, client, Arc::default())] {
         let (up, hangs) = (Arc::clone(up), Arc::clone(hangs));
         from.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         std::thread::spawn(move || {
@@ -389,8 +480,12 @@ fn relay(client: UnixStream, up: &Arc<AtomicBool>, hangs: &Arc<AtomicBool>) {
                 }
                 match from.read(&mut buffer) {
                     Ok(0) => break,
-                    Ok(length) if to.write_all(&buffer[..length]).is_err() => break,
-                    Ok(_) => {}
+                    Ok(length) => {
+                        heard.lock().expect("no panic elsewhere").extend(&buffer[..length]);
+                        if to.write_all(&buffer[..length]).is_err() {
+                            break;
+                        }
+                    }
                     Err(error)
                         if matches!(
                             error.kind(),
@@ -433,6 +528,7 @@ fn an_engine_that_goes_and_comes_again() {
     assert_eq!(named["id"], newcomer.id.as_str());
     assert_eq!(named["engine"], "docker");
     assert_eq!(number(&watch.container(&stays.name), "tx.protocol.icmp.packets"), 6);
+    proxy.assert_only_asked();
 }
 
 /// The engine that netobs is connected with is still there, and is not the one that others talk to.

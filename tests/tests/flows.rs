@@ -3,17 +3,20 @@
 
 use std::{
     io::Write as _,
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Stdio,
     time::Duration,
 };
 
 use netobs_tests::{
     bridged::Bridged,
     frames, http, kernel,
+    netns::Netns,
     pretend::Pretend,
     program::{self, Agent, Watch, container, number},
     traffic, wait_for,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -108,6 +111,63 @@ fn all_kinds(world: &Bridged) {
 fn send_frames(world: &Bridged, count: u16, make: impl Fn(&str, &str, u16) -> Vec<u8>) {
     let (from, to) = (kernel::mac(world.netns(0), "eth0"), kernel::mac(world.netns(1), "eth0"));
     traffic::raw(world.netns(0), "eth0", (0..count).map(|n| make(&from, &to, n)).collect());
+}
+
+/// What is beyond the host, as a namespace that it routes to: 10.88.0.2, and 10.96.0.2 behind it.
+fn elsewhere(world: &Bridged) -> Netns {
+    let beyond = Netns::new();
+    world.host.sh(&format!(
+        "ip link add out0 type veth peer name eth0 netns {}; ip addr add 10.88.0.1/24 dev out0; ip link set out0 up
+         sysctl -qw net.ipv4.ip_forward=1",
+        beyond.pid()
+    ));
+    beyond.sh("ip addr add 10.88.0.2/24 dev eth0; ip link set eth0 up; ip link set lo up
+         ip addr add 10.96.0.2/32 dev lo; ip route add default via 10.88.0.1");
+    world.host.sh("ip route add 10.96.0.0/16 via 10.88.0.2");
+    beyond
+}
+
+/// Each class to the packet; and edges that are over the budget, in one.
+#[test]
+fn classes_and_edges_over_the_budget() {
+    let world = bridged(2);
+    let _beyond = elsewhere(&world);
+    let options = [
+        "--no-engine",
+        "--cluster-cidr=10.96.0.0/12",
+        "--max-edges=2",
+        "--grace=60s",
+        "--flow-interval=200ms",
+    ];
+    let watch = world.watch(&options);
+    for (count, to) in [(6, "10.88.0.2"), (5, "10.96.0.2"), (4, "10.79.0.1"), (3, "10.79.0.11")] {
+        world.netns(0).sh(&format!("busybox ping -q -c {count} -i 0.05 {to} >/dev/null"));
+    }
+    let a = assert_accounted(&watch, world.name(0));
+    for (name, count) in [("external", 6), ("cluster", 5), ("host", 4)] {
+        for direction in ["rx", "tx"] {
+            assert_eq!(class(&a, name, &format!("{direction}.packets")), count, "{name} {direction}: {a}");
+            assert_eq!(class(&a, name, &format!("{direction}.bytes")), count * 98, "{name}: {a}");
+        }
+    }
+    assert!(class(&a, "same_network", "tx.packets") >= 3, "{a}");
+    let snapshot = watch.until("all flows in edges", |snapshot| {
+        let of_classes = |direction: &str| -> u64 {
+            let names = [world.name(0), world.name(1)];
+            let containers = names.map(|name| container(snapshot, name).expect("there"));
+            let parts = containers.iter().flat_map(|of| of["classes"].as_array().expect("classes"));
+            parts.map(|part| number(part, &format!("{direction}.packets"))).sum()
+        };
+        let of_edges = |side: &str| -> u64 {
+            let edges = snapshot["edges"].as_array().expect("edges").iter();
+            let counts = edges.chain([&snapshot["agent"]["flows"]["other_edges"]]);
+            counts.map(|edge| edge[side]["packets"].as_u64().unwrap_or_default()).sum()
+        };
+        let all = of_edges("sent") == of_classes("tx") && of_edges("received") == of_classes("rx");
+        (all && of_edges("sent") >= 21).then(|| snapshot.clone())
+    });
+    assert_eq!(snapshot["edges"].as_array().map(Vec::len), Some(2), "{}", snapshot["edges"]);
+    assert!(number(&snapshot["agent"]["flows"]["other_edges"], "sent.packets") >= 5, "{}", snapshot["agent"]);
 }
 
 #[test]
@@ -265,21 +325,177 @@ fn one_conversation_is_one_line_with_both_ends() {
 
 fn edges_are_in_the_metrics(world: &Bridged, agent: &Agent) {
     let text = get(world, agent, "/metrics").expect("metrics");
-    let edge = |source: usize, destination: usize, protocol: &str, port: &str| {
+    let edge = |unit: &str, source: usize, destination: usize, protocol: &str, port: &str| {
         let (source, destination) = (world.name(source), world.name(destination));
         let labels = format!(
             "{{source=\"{source}\",source_id=\"{source}\",destination=\"{destination}\",\
              destination_id=\"{destination}\",protocol=\"{protocol}\",port=\"{port}\"}} "
         );
-        let start = format!("netobs_edge_packets_total{labels}");
+        let start = format!("netobs_edge_{unit}_total{labels}");
         let line = text.lines().find(|line| line.starts_with(&start));
         line.unwrap_or_else(|| panic!("no {start} in {text}"))[start.len()..].to_owned()
     };
-    assert_eq!(edge(0, 1, "udp", "5000"), "1000");
-    assert_eq!(edge(0, 2, "icmp", ""), "5");
-    assert_eq!(edge(2, 0, "icmp", ""), "5");
-    let class = format!("netobs_container_class_transmit_packets_total{{container=\"{}\"", world.name(0));
-    assert!(text.lines().any(|line| line.starts_with(&class) && line.contains("same_network")), "{text}");
+    assert_eq!(edge("packets", 0, 1, "udp", "5000"), "1000");
+    assert_eq!(edge("bytes", 0, 1, "udp", "5000"), "142000");
+    assert_eq!(edge("packets", 0, 2, "icmp", ""), "5");
+    assert_eq!(edge("bytes", 2, 0, "icmp", ""), "490");
+}
+
+/// The sum of all series of a family that have these labels.
+fn sum_of(metrics: &str, family: &str, labels: &[&str]) -> u64 {
+    let series =
+        metrics.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with('{')));
+    let series = series.filter(|line| labels.iter().all(|label| line.contains(label)));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// In `/metrics`, classes are those of the snapshot, and all edges together are each packet once, however many of them
+/// are over the budget and wherever they are observed.
+#[test]
+fn classes_and_edges_are_whole_in_the_metrics() {
+    let world = bridged(2);
+    let _beyond = elsewhere(&world);
+    let agent = agent_of(&world, &["--max-edges=1", "--flow-interval=200ms", "--cluster-cidr=10.96.0.0/12"]);
+    for (count, to) in [(6, "10.88.0.2"), (5, "10.96.0.2"), (4, "10.79.0.1"), (3, "10.79.0.11")] {
+        world.netns(0).sh(&format!("busybox ping -q -c {count} -i 0.05 {to} >/dev/null"));
+    }
+    wait_for("all flows in classes and edges", LIMIT, || {
+        let metrics = get(&world, &agent, "/metrics")?;
+        let class = |name: &str, field: &str, class: &str| {
+            let labels = [format!("container=\"{name}\""), format!("class=\"{class}\"")];
+            let labels = labels.each_ref().map(String::as_str);
+            sum_of(&metrics, &format!("netobs_container_class_{field}_total"), &labels)
+        };
+        for (name, count) in [("external", 6), ("cluster", 5), ("host", 4), ("same_network", 3)] {
+            for way in ["receive", "transmit"] {
+                let found =
+                    ["packets", "bytes"].map(|unit| class(world.name(0), &format!("{way}_{unit}"), name));
+                if found != [count, count * 98] {
+                    return Err(format!("{name}, {way}: {found:?}"));
+                }
+            }
+        }
+        // Each at its source; what came from elsewhere, at its destination.
+        let sent = [0, 1].map(|n| {
+            let container = format!("container=\"{}\"", world.name(n));
+            sum_of(&metrics, "netobs_container_class_transmit_packets_total", &[&container])
+        });
+        let from_elsewhere = 6 + 5 + 4;
+        let edges = sum_of(&metrics, "netobs_edge_packets_total", &[]);
+        if edges == sent.iter().sum::<u64>() + from_elsewhere && edges >= 2 * 18 {
+            let other = sum_of(&metrics, "netobs_edge_packets_total", &["source=\"other\""]);
+            assert!(other > edges / 2, "most are over the budget: {other} of {edges}");
+            Ok(())
+        } else {
+            Err(format!("{edges} in edges, {sent:?} sent, {from_elsewhere} from elsewhere"))
+        }
+    });
+}
+
+/// A connection that one end gives up ends by a reset.
+#[test]
+fn a_connection_that_is_reset() {
+    let world = bridged(2);
+    let agent = agent_of(&world, &["--flow-interval=200ms"]);
+    let listener = world.netns(1).run(|| TcpListener::bind(address(1, 5432)).expect("listen"));
+    let client = world.netns(0).run(|| TcpStream::connect(address(1, 5432)).expect("connect"));
+    let (server, _) = listener.accept().expect("accept");
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&client, sockopt::Linger, &linger).expect("give up at once");
+    drop(client);
+    wait_for("the end", LIMIT, || {
+        let found = conversations(&world, &agent, "tcp", Some(5432));
+        let [one] = found.as_slice() else { return Err(format!("{found:?}")) };
+        let is_reset = one["state"] == "reset"
+            && one["client_flags"].as_str().is_some_and(|flags| flags.contains("RST"));
+        if is_reset { Ok(()) } else { Err(one.to_string()) }
+    });
+    drop(server);
+}
+
+/// `netobs flows` prints what is asked for, of the containers that are asked for.
+#[test]
+fn the_command_prints_conversations() {
+    let world = bridged(3);
+    let flows = |arguments: &[&str]| {
+        let mut command = program::netobs(Some(&world.host));
+        command.args(["flows", "--no-engine", "--output=json", "--count=1", "--interval=2s"]).args(arguments);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("run netobs flows");
+        for _ in 0..40 {
+            std::thread::sleep(Duration::from_millis(50));
+            traffic::udp(world.netns(0), world.netns(1), address(1, 5000), 1, 100);
+            traffic::udp(world.netns(1), world.netns(2), address(2, 6000), 1, 100);
+        }
+        let output = child.wait_with_output().expect("its end");
+        assert!(output.status.success());
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let ports = |printed: &Value| {
+        let all = printed["flows"].as_array().expect("flows").iter();
+        let udp = all.filter(|flow| flow["protocol"] == "udp");
+        let mut ports: Vec<u64> = udp.map(|flow| number(flow, "server.port")).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    };
+    assert_eq!(ports(&flows(&[])), [5000, 6000]);
+    assert_eq!(ports(&flows(&[world.name(0)])), [5000]);
+}
+
+/// Addresses, ports, classes, edges and how a connection fares, all of it.
+#[test]
+fn over_ipv6_as_over_ipv4() {
+    let world = bridged(2);
+    for n in 0..2 {
+        world.netns(n).sh(&format!(
+            "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0; \
+             ip addr add fd79::{:x}/64 dev eth0 nodad",
+            n + 10
+        ));
+    }
+    let agent = agent_of(&world, &["--flow-interval=200ms"]);
+    let to = |port: u16| SocketAddr::from((Ipv6Addr::new(0xfd79, 0, 0, 0, 0, 0, 0, 11), port));
+    traffic::udp(world.netns(0), world.netns(1), to(5000), 1000, 100);
+    traffic::tcp(world.netns(0), world.netns(1), to(5432), 1_000_000);
+    world.netns(0).sh("busybox ping6 -q -c 5 -i 0.05 fd79::b >/dev/null");
+
+    let one = |protocol: &str, port: Option<u16>| {
+        let one = wait_for(protocol, LIMIT, || {
+            let mut found = conversations(&world, &agent, protocol, port);
+            // Neighbours are looked for by ICMPv6, too.
+            found.retain(|flow| {
+                flow["server"]["address"] == "fd79::b" && (port.is_some() || flow["icmp"]["type"] == 128)
+            });
+            match <[Value; 1]>::try_from(found) {
+                Ok([one]) if one["class"] == "same_network" => Ok(one),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        assert_eq!(
+            (&one["client"]["container"], &one["server"]["container"]),
+            (&world.name(0).into(), &world.name(1).into())
+        );
+        assert_eq!(one["client"]["address"], "fd79::a", "{one}");
+        one
+    };
+    let udp = one("udp", Some(5000));
+    for end in ["sent", "received"] {
+        let found = ["packets", "bytes"].map(|unit| number(&udp, &format!("to_server.{end}.{unit}")));
+        assert_eq!(found, [1000, 1000 * 162], "Ethernet, IPv6 and UDP headers: {udp}");
+    }
+    let tcp = one("tcp", Some(5432));
+    assert!(number(&tcp, "to_server.sent.bytes") > 1_000_000, "{tcp}");
+    assert_eq!(number(&tcp, "to_server.sent.bytes"), number(&tcp, "to_server.received.bytes"), "{tcp}");
+    let icmp = one("icmpv6", None);
+    for way in ["to_server", "to_client"] {
+        assert_eq!(number(&icmp, &format!("{way}.received.packets")), 5, "{icmp}");
+        assert_eq!(number(&icmp, &format!("{way}.received.bytes")), 5 * 118, "{icmp}");
+    }
+    let metrics = get(&world, &agent, "/metrics").expect("metrics");
+    let labels =
+        [format!("source=\"{}\"", world.name(0)), "protocol=\"udp\"".to_owned(), "port=\"5000\"".to_owned()];
+    let labels = labels.each_ref().map(String::as_str);
+    assert_eq!(sum_of(&metrics, "netobs_edge_packets_total", &labels), 1000);
 }
 
 /// What is sent and does not arrive is in the difference of the two ends.

@@ -4,11 +4,11 @@
 use std::fs;
 
 use netobs_tests::{
-    kernel,
+    frames, kernel,
     netns::Netns,
     pretend::Pretend,
     program::{self, Watch, container, number},
-    row,
+    row, traffic, wait_for,
 };
 use serde_json::Value;
 
@@ -111,12 +111,25 @@ fn pings(kind: &str, name: &str) {
             );
         }
         assert!(ours["addresses"].to_string().contains("10.78.0."), "{ours}");
+        assert_eq!(foreign_mac(&watch, container), 0, "all were from the interface's own");
+    }
+    if name == "macvlan" {
+        let frame = frames::ethernet(0x88b5, &[0; 46]);
+        traffic::raw(first.netns(), "eth0", vec![frame; 3]);
+        watch.until("them", |_| (foreign_mac(&watch, &first) == 3).then_some(()));
     }
     let but = if name == "ipvlan" { " (bytes but for the header that it counts twice)" } else { "" };
     row(
         kind,
         &format!("10 pings both ways, equal to the kernel's counters in the container's namespace{but}"),
     );
+}
+
+/// Frames that it sent from a MAC address that is not its interface's.
+fn foreign_mac(watch: &Watch, of: &Pretend) -> u64 {
+    let seen = container(&watch.fresh(), of.name()).expect("there");
+    assert_eq!(number(&seen, "foreign_mac.unjudged_packets"), 0, "{seen}");
+    number(&seen, "foreign_mac.packets")
 }
 
 #[test]
@@ -278,6 +291,42 @@ fn filters_of_a_killed_run_are_removed_inside_too() {
     assert_eq!(ours(), 0, "{}", filters());
 }
 
+/// A container goes on without the process that it was found by, and is counted without a gap. When nobody of it is
+/// left, its namespace is entered by whoever else is in there, so that no filters stay and count for the next that gets
+/// their slot.
+#[test]
+fn the_process_that_it_was_found_by_ends() {
+    let host = host_with_parent();
+    let (first, second) = (Pretend::new(), Pretend::new());
+    connect(&host, &first, "macvlan mode bridge", None, 1);
+    connect(&host, &second, "macvlan mode bridge", None, 2);
+    introduce([(&first, 1), (&second, 2)]);
+    let filters = || first.netns().sh("tc filter show dev eth0 ingress; tc filter show dev eth0 egress");
+    let ours = || filters().matches(" netobs ").count();
+    for goes_on in [true, false] {
+        let mut stand_in = first.stand_in();
+        let mut watch = Watch::start(Some(&host), &OPTIONS);
+        interface(&watch, first.name());
+        assert_eq!(ours(), 2, "{}", filters());
+        if goes_on {
+            first.put_back();
+        }
+        stand_in.kill().expect("end it");
+        stand_in.wait().expect("its end");
+        if goes_on {
+            for _ in 0..3 {
+                first.netns().sh("busybox ping -q -c 5 -i 0.05 10.78.0.2");
+                watch.fresh();
+            }
+            assert_eq!(number(&assert_exact(&watch, &first), "tx.protocol.icmp.packets"), 15);
+        } else {
+            wait_for("no filters", program::LIMIT, || if ours() == 0 { Ok(()) } else { Err(filters()) });
+        }
+        watch.terminate();
+        assert_eq!(ours(), 0, "{}", filters());
+    }
+}
+
 #[test]
 fn containers_on_the_hosts_network_are_counted_by_their_cgroups() {
     let (host, peer) = (Netns::new(), Netns::new());
@@ -316,6 +365,8 @@ fn containers_on_the_hosts_network_are_counted_by_their_cgroups() {
             "both and the host's own: {all}"
         );
     }
+    let seen = container(&watch.fresh(), first.name()).expect("there");
+    assert!(seen["foreign_mac"].is_null(), "there are none to look at: {seen}");
     let name = first.name().to_owned();
     drop(first);
     let ended =

@@ -115,16 +115,8 @@ fn an_heir_is_no_duplicate() {
     watch.until("its end", |snapshot| {
         netobs_tests::program::interface(snapshot, "veth1").is_none().then_some(())
     });
-    let heir = Pretend::new();
-    world.host.sh(&format!(
-        "ip link add veth1 type veth peer name eth0 netns {}; ip link set veth1 master {BRIDGE} up",
-        heir.netns().pid()
-    ));
-    heir.netns().sh("ip addr add 10.54.0.11/24 dev eth0; ip link set eth0 up");
-    world.containers.push(heir);
-    watch.until("its interface", |snapshot| {
-        (container(snapshot, world.name(1))?["interfaces"].as_array()?.len() == 1).then_some(())
-    });
+    world.put(Pretend::new(), "ip addr add 10.54.0.11/24 dev eth0; ip link set eth0 up");
+    world.until_known(&watch, 1);
     world.netns(0).sh("busybox arping -q -c 2 -I eth0 10.54.0.11");
     let arp = settled(&world, &watch, 1, 0, |arp| number(arp, "replies_tx") == 2);
     assert_eq!(
@@ -156,6 +148,65 @@ fn from_an_address_of_others() {
     assert_eq!(number(&foreign, "tx.protocol.udp.packets"), 14, "{foreign}");
     let other = container(&watch.fresh(), world.name(1)).expect("there");
     assert_eq!(number(&other, "foreign_address.packets"), 0, "{other}");
+}
+
+/// Frames that a container sends from a MAC address that is not its interface's: IP, ARP and anything else.
+#[test]
+fn from_a_mac_address_of_others() {
+    let world = bridged(&[10, 11]);
+    let watch = start(&world, &[]);
+    let own = kernel::mac(world.netns(0), "eth0");
+    let own: Vec<u8> =
+        own.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a MAC address")).collect();
+    let from = |mac: &[u8], ethertype: u16, payload: &[u8]| {
+        let mut frame = frames::ethernet(ethertype, payload);
+        frame[6..12].copy_from_slice(mac);
+        frame
+    };
+    let datagram = frames::ipv4(17, [10, 54, 0, 10], [10, 54, 0, 11], 0, &frames::ports(4000, 9, 8));
+    let arp = frames::arp([10, 54, 0, 10], [10, 54, 0, 11]);
+    let mut sent = vec![from(&own, 0x0800, &datagram); 3];
+    sent.extend(vec![from(&[2, 0, 0, 0, 0, 1], 0x0800, &datagram); 5]);
+    sent.extend(vec![from(&[2, 0, 0, 0, 0, 2], 0x0806, &arp); 4]);
+    // As long as it takes to be a frame, and no header beyond; and from nobody.
+    sent.extend(vec![from(&[0; 6], 0x88b5, &[]); 2]);
+    traffic::raw(world.netns(0), "eth0", sent);
+    let bytes = 5 * (14 + datagram.len()) + 4 * (14 + arp.len()) + 2 * 14;
+    let seen = watch.until("its frames", |snapshot| {
+        let seen = container(snapshot, world.name(0))?;
+        (number(&seen, "foreign_mac.packets") == 11).then_some(seen)
+    });
+    assert_eq!(number(&seen, "foreign_mac.bytes"), bytes as u64, "{seen}");
+    assert_eq!(number(&seen, "foreign_mac.unjudged_packets"), 0, "{seen}");
+    // What it receives is from others, of course.
+    let other = container(&watch.fresh(), world.name(1)).expect("there");
+    assert!(number(&other, "rx.packets") > 0, "{other}");
+    assert_eq!(parts(&other, ["foreign_mac.packets", "foreign_mac.unjudged_packets"]), [0, 0], "{other}");
+}
+
+/// The first frame is not from the interface's own address: what passes before that is known is stated as unknown.
+#[test]
+fn the_first_frame_from_a_mac_address_of_others() {
+    let mut world = bridged(&[10]);
+    let watch = start(&world, &[]);
+    let late = Pretend::new();
+    // Nothing is sent by itself.
+    late.netns().sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    world.put(late, "ip link set eth0 arp off up");
+    world.until_known(&watch, 1);
+    let mut frame = frames::ethernet(0x88b5, &[0; 46]);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    traffic::raw(world.netns(1), "eth0", vec![frame.clone(); 3]);
+    let sent = |snapshot: &Value, packets: u64| {
+        let seen = container(snapshot, world.name(1))?;
+        (number(&seen, "tx.packets") == packets).then_some(seen)
+    };
+    let first = watch.until("the first", |snapshot| sent(snapshot, 3));
+    let figures = ["foreign_mac.packets", "foreign_mac.unjudged_packets"];
+    assert_eq!(parts(&first, figures), [0, 3], "{first}");
+    traffic::raw(world.netns(1), "eth0", vec![frame; 2]);
+    let later = watch.until("the others", |snapshot| sent(snapshot, 5));
+    assert_eq!(parts(&later, figures), [2, 3], "{later}");
 }
 
 #[test]

@@ -1,7 +1,19 @@
 //! Real interfaces, real traffic: netobs's counters against the kernel's own, to the packet.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use netobs::{
+    ebpf::{Attach as _, AttachMode, Counted, EventOptions, Observer, Options},
+    model::InterfaceKey,
+};
+use netobs_common::{Counters, class, l4};
 use netobs_tests::{
     http,
     kernel::{self, assert_exact, attach_modes},
@@ -108,6 +120,130 @@ fn eight_streams_at_a_time() {
         }
     });
     assert_exact(&world.host, &watch, &["veth0", "veth1", "veth2", "veth3", BRIDGE]);
+}
+
+/// What is read while eight threads send through one interface never goes back, has no half of a number, and is at the
+/// end what the kernel has.
+#[test]
+fn eight_senders_while_counters_are_read() {
+    const SENDERS: u16 = 8;
+    const EACH: u64 = 100_000;
+    // Ethernet, IPv4, UDP, payload.
+    const FRAME: u64 = 14 + 20 + 8 + 22;
+    let world = World::new(2);
+    // Nothing but the datagrams passes.
+    for (n, other) in [(0, 1), (1, 0)] {
+        let mac = kernel::mac(&world.containers[other], "eth0");
+        let address = format!("10.77.0.{}", other + 10);
+        world.containers[n].sh(&format!("ip neigh replace {address} lladdr {mac} dev eth0 nud permanent"));
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (attached, is_attached) = std::sync::mpsc::channel();
+    let reader = world.host.spawn({
+        let is_over = Arc::clone(&is_over);
+        move || {
+            let mut observer = observer();
+            for (key, name) in [(0, "veth0"), (1, "veth1")] {
+                let index = nix::net::if_::if_nametoindex(name).expect("its index");
+                observer.attach(InterfaceKey(key), index, false).expect("attach");
+            }
+            attached.send(()).expect("the test waits");
+            let mut reads = 0u64;
+            let mut flows = [0; 2];
+            let mut last = [0, 1].map(|key| observer.read(InterfaceKey(key)).expect("attached"));
+            loop {
+                // Asked first: what is read then is the end.
+                let over = is_over.load(Ordering::SeqCst);
+                // Of flows there is much more to read.
+                while (over || reads.is_multiple_of(100))
+                    && let Some(records) = observer.peek_flows()
+                {
+                    for record in records {
+                        flows[record.interface.0 as usize] += record.rx.packets + record.tx.packets;
+                    }
+                }
+                let now = [0, 1].map(|key| observer.read(InterfaceKey(key)).expect("attached"));
+                for (before, now) in last.iter().zip(&now) {
+                    assert_reads(&before.ingress, &now.ingress, FRAME);
+                    assert_reads(&before.egress, &now.egress, FRAME);
+                }
+                (last, reads) = (now, reads + 1);
+                if over {
+                    return (last, flows, reads);
+                }
+            }
+        }
+    });
+    is_attached.recv().expect("attached");
+    let before = ["veth0", "veth1"].map(|name| kernel::link(&world.host, name));
+    let sink = world.containers[1].run(|| std::net::UdpSocket::bind("0.0.0.0:9000").expect("bind"));
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|n| {
+            world.containers[0].spawn(move || {
+                let socket = std::net::UdpSocket::bind(("0.0.0.0", 4000 + n)).expect("bind");
+                socket.connect("10.77.0.11:9000").expect("connect");
+                for _ in 0..EACH {
+                    // A full queue on the way is no reason to stop; what was not sent is not counted by anybody.
+                    let _ = socket.send(&[0; 22]);
+                }
+            })
+        })
+        .collect();
+    for sender in senders {
+        sender.join().expect("a sender");
+    }
+    let after = wait_for("quiet", LIMIT, || {
+        let links = || ["veth0", "veth1"].map(|name| kernel::link(&world.host, name));
+        let now = links();
+        std::thread::sleep(Duration::from_millis(50));
+        if now == links() { Ok(now) } else { Err("packets still pass".to_owned()) }
+    });
+    is_over.store(true, Ordering::SeqCst);
+    let (last, flows, reads) = reader.join().expect("never back, never half");
+    drop(sink);
+    for (n, Counted { ingress, egress, .. }) in last.iter().enumerate() {
+        let sum = |counters: &Counters| {
+            let classes = counters.class.iter();
+            classes.fold((0, 0), |sum, class| (sum.0 + class.packets, sum.1 + class.bytes))
+        };
+        let (received, sent) = (sum(ingress), sum(egress));
+        assert_eq!(received.0, after[n].rx_packets - before[n].rx_packets, "veth{n} received");
+        assert_eq!(received.1, after[n].rx_bytes - before[n].rx_bytes, "veth{n} received");
+        assert_eq!(sent.0, after[n].tx_packets - before[n].tx_packets, "veth{n} sent");
+        assert_eq!(sent.1, after[n].tx_bytes - before[n].tx_bytes, "veth{n} sent");
+        assert_eq!(
+            flows[n] + ingress.unflowed.packets + egress.unflowed.packets,
+            received.0 + sent.0,
+            "veth{n}"
+        );
+    }
+    assert!(after[0].rx_packets - before[0].rx_packets > u64::from(SENDERS) * EACH * 9 / 10, "{after:?}");
+    assert!(reads > 200, "read {reads} times meanwhile");
+}
+
+fn observer() -> Observer {
+    let events = EventOptions { dns: false, arp: false, ..EventOptions::default() };
+    let options =
+        Options { max_interfaces: 4, mode: AttachMode::Auto, max_flows: 65_536, events, log: false };
+    Observer::load(options).expect("load")
+}
+
+/// Of one direction, in which only UDP frames of one length pass, between two readings.
+fn assert_reads(before: &Counters, now: &Counters, frame: u64) {
+    let words = |counters: &Counters| -> Vec<u64> {
+        let classes = counters.class.iter().flat_map(|class| [class.packets, class.bytes]);
+        classes.chain(counters.size).collect()
+    };
+    for (word, (before, now)) in words(before).into_iter().zip(words(now)).enumerate() {
+        assert!(before <= now, "word {word} went back from {before} to {now}");
+    }
+    let udp = (class::IPV4 + l4::UDP) as usize;
+    let (earlier, now) = (before.class[udp], now.class[udp]);
+    assert_eq!(now.bytes % frame, 0, "whole frames: {now:?}");
+    // Packets are counted and read before bytes: each CPU may be between the two.
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    assert!(now.bytes / frame + cpus >= now.packets, "{now:?}");
+    assert!(earlier.bytes / frame <= now.packets, "{earlier:?}, then {now:?}");
 }
 
 #[test]

@@ -10,14 +10,27 @@ use netobs::ebpf::{
     tcp::{Tcp, TcpOptions},
 };
 
+use netobs_tests::bpf;
+
 const KEPT: &str = include_str!("programs.txt");
 
-/// A line a program of this process: name, instructions walked, bytes translated.
-fn programs(what: &str) -> String {
+/// Numbers of this process's programs.
+fn ours() -> BTreeSet<u32> {
     let texts = fs::read_dir("/proc/self/fdinfo").expect("our descriptors");
     let texts = texts.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
     let id = |text: String| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
-    let ours: Vec<u32> = texts.filter_map(id).collect();
+    texts.filter_map(id).collect()
+}
+
+fn observer(max_flows: u32, dns_and_arp: bool) -> Observer {
+    let events = EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() };
+    let options = Options { max_interfaces: 1024, mode: AttachMode::Auto, max_flows, events, log: false };
+    Observer::load(options).expect("load")
+}
+
+/// A line a program of this process: name, instructions walked, bytes translated.
+fn programs(what: &str) -> String {
+    let ours = ours();
     // Of names the kernel keeps 15 characters, which two may have in common.
     let mut lines = BTreeSet::new();
     for program in aya::programs::loaded_programs() {
@@ -37,19 +50,9 @@ fn programs(what: &str) -> String {
 
 #[test]
 fn none_grows_unnoticed() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
     let kernel: String = kernel.split('.').take(2).collect::<Vec<_>>().join(".");
-    let observer = |max_flows, is_on: bool| {
-        let events = EventOptions { dns: is_on, arp: is_on, ..EventOptions::default() };
-        Observer::load(Options {
-            max_interfaces: 1024,
-            mode: AttachMode::Auto,
-            max_flows,
-            events,
-            log: false,
-        })
-        .expect("load")
-    };
     let mut text = format!("kernel {kernel}\n");
     let sets = [("exact", 0, false), ("exact+flows", 131_072, false), ("exact+flows+events", 131_072, true)];
     for (what, max_flows, events) in sets {
@@ -74,3 +77,40 @@ fn none_grows_unnoticed() {
         netobs_tests::skip("programs", &format!("numbers are kept of {:?} only", KEPT.lines().next()));
     }
 }
+
+/// What a feature counts in, or tells by, is in no instruction of a program without it: there is nothing left of it but
+/// the load of the constant that says that it is off.
+#[test]
+fn what_is_off_is_not_in_the_program() {
+    const FLOWS: [&str; 5] = ["FLOW_CELLS", "FLOW_OWNERS", "OVERFLOW_EVEN", "OVERFLOW_ODD", "OVERFLOW_EPOCH"];
+    const EVENTS: [&str; 2] = ["EVENTS", "EVENTS_LOST"];
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut sizes = Vec::new();
+    for (max_flows, events) in [(0, false), (131_072, false), (131_072, true)] {
+        let _loaded = observer(max_flows, events);
+        let ours = ours();
+        let (mut maps, mut size) = (BTreeSet::new(), 0);
+        for program in aya::programs::loaded_programs().filter_map(Result::ok) {
+            let name = program.name_as_str().expect("a name").to_owned();
+            if ours.contains(&program.id()) && name != "netobs_lo" {
+                maps.extend(bpf::maps_in_instructions(program.id()));
+                size += program.size_translated().expect("root");
+            }
+        }
+        assert!(maps.contains("COUNTERS"), "instructions are shown: {maps:?}");
+        for (feature, is_on) in [(&FLOWS[..], max_flows > 0), (&EVENTS[..], events)] {
+            for map in feature {
+                assert_eq!(
+                    maps.contains(*map),
+                    is_on,
+                    "{map} with {max_flows} flows, events {events}: {maps:?}"
+                );
+            }
+        }
+        sizes.push(size);
+    }
+    assert!(sizes.is_sorted() && sizes[0] < sizes[1] && sizes[1] < sizes[2], "{sizes:?}");
+}
+
+/// Programs of this process are told apart from none of its own.
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());

@@ -7,7 +7,6 @@ use std::{
     fmt::Write as _,
     net::IpAddr,
     ops::Range,
-    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,21 +15,21 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options, wait_for_programs},
-    model::{FlowRecord, InterfaceKey},
+    ebpf::{self, Attach as _, AttachMode, EventOptions, Observer, Options, wait_for_programs},
+    model::{Count, FlowRecord, InterfaceKey},
 };
 use netobs_common::{Counters, FIRST, OPENED};
 use netobs_tests::{
     frames,
     netns::Netns,
     random_frames::{Batch, Case},
-    reference::{Expected, Flow, Key},
+    reference::{Expected, Flow, Key, OWN_MAC},
     test_run::{Gso, test_run},
+    traffic::RawSocket,
 };
 use nix::{
     net::if_::if_nametoindex,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
     unistd::Pid,
 };
 
@@ -47,20 +46,21 @@ const ARRIVAL: Duration = Duration::from_secs(5);
 enum Road {
     /// `BPF_PROG_TEST_RUN`.
     TestRun,
-    /// A raw socket, and the index of the interface that it sends by: the other end of the one that is attached to.
-    Socket(OwnedFd, i32),
+    /// Out of the other end of the interface that is attached to.
+    Socket(RawSocket),
 }
 
 struct Bench {
     observer: Observer,
     road: Road,
     /// What had been counted before.
-    before: [Counters; 2],
+    before: ebpf::Counted,
 }
 
 /// What was counted of some frames.
 struct Counted {
     counters: [Counters; 2],
+    foreign: Count,
     flows: HashMap<Key, Flow>,
 }
 
@@ -76,7 +76,9 @@ impl Bench {
         })
         .expect("load");
         observer.attach(KEY, ifindex, false).expect("attach");
-        Self { observer, road, before: [Counters::ZERO; 2] }
+        observer.correct_sender(KEY, OWN_MAC);
+        let before = observer.read(KEY).expect("attached");
+        Self { observer, road, before }
     }
 
     fn send(&self, case: Case<'_>) {
@@ -87,13 +89,17 @@ impl Bench {
                     .unwrap_or_else(|error| panic!("test run of {}: {error}", hex(case.frame)));
                 assert_eq!(verdict, -1, "netobs only looks: TC_ACT_UNSPEC");
             }
-            Road::Socket(socket, ifindex) => send_by(socket, *ifindex, case.frame),
+            Road::Socket(socket) => socket.send(case.frame),
         }
     }
 
     fn packets(&self) -> u64 {
         let counters = self.observer.read(KEY).expect("attached");
-        counters.iter().flat_map(|counters| counters.class).map(|count| count.packets).sum()
+        [counters.ingress, counters.egress]
+            .iter()
+            .flat_map(|counters| counters.class)
+            .map(|count| count.packets)
+            .sum()
     }
 
     /// So many that the receiver's queue holds them; then they are waited for.
@@ -115,19 +121,26 @@ impl Bench {
     fn count(&mut self, batch: &Batch, cases: Range<usize>) -> Counted {
         match self.road {
             Road::TestRun => cases.for_each(|number| self.send(batch.case(number))),
-            Road::Socket(..) => self.send_received(batch, cases),
+            Road::Socket(_) => self.send_received(batch, cases),
         }
         let now = self.observer.read(KEY).expect("attached");
-        let counters = [0, 1].map(|direction| since(&now[direction], &self.before[direction]));
-        self.before = now;
+        let before = std::mem::replace(&mut self.before, now);
+        let counters = [since(&now.ingress, &before.ingress), since(&now.egress, &before.egress)];
+        let other = |counted: &ebpf::Counted| counted.senders.expect("compared").other;
+        let foreign = Count {
+            packets: other(&now).packets - other(&before).packets,
+            bytes: other(&now).bytes - other(&before).bytes,
+        };
         // The second time takes all cells back, so that the next frames find none of these flows.
         let mut records = Vec::new();
         for _ in 0..2 {
             self.observer.begin_flows();
             wait_for_programs();
-            records.extend(self.observer.finish_flows());
+            while let Some(some) = self.observer.finish_flows() {
+                records.extend(some);
+            }
         }
-        Counted { counters, flows: flows(&records) }
+        Counted { counters, foreign, flows: flows(&records) }
     }
 
     /// What is not as expected, and the first frame with which it is not.
@@ -204,6 +217,10 @@ fn compare(counted: &Counted, expected: &Expected) -> Result<(), String> {
             let _ = write!(wrong, "\n{name} is       {is:?}\n{name} should be {should:?}");
         }
     }
+    let (is, should) = (counted.foreign, Count::from(expected.foreign));
+    if is != should {
+        let _ = write!(wrong, "\nfrom other MAC addresses: is {is:?}, should be {should:?}");
+    }
     let keys: BTreeSet<&Key> = counted.flows.keys().chain(expected.flows.keys()).collect();
     let of = |flows: &HashMap<Key, Flow>, key| flows.get(key).copied().unwrap_or_default();
     let differ = keys.into_iter().filter(|key| !is_same(&of(&counted.flows, key), &of(&expected.flows, key)));
@@ -274,26 +291,6 @@ fn hex(frame: &[u8]) -> String {
     })
 }
 
-fn send_by(socket: &OwnedFd, ifindex: i32, frame: &[u8]) {
-    // SAFETY: all zero is a valid sockaddr_ll.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = ifindex;
-    address.sll_halen = 6;
-    // SAFETY: the frame and the address live through the call.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const address).cast(),
-            size_of_val(&address) as u32,
-        )
-    };
-    assert_eq!(sent, frame.len() as isize, "{:?} {}", std::io::Error::last_os_error(), hex(frame));
-}
-
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
@@ -357,10 +354,8 @@ fn random_frames_of_a_raw_socket_are_counted_right() {
              ip link set in0 arp off up; ip link set out0 arp off up");
     host.run(move || {
         stay_on(cpus()[0]);
-        let index = |name: &str| if_nametoindex(name).expect("its index");
-        let socket =
-            socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).expect("a packet socket");
-        let mut bench = Bench::new(index("in0"), Road::Socket(socket, index("out0").cast_signed()));
+        let index = if_nametoindex("in0").expect("its index");
+        let mut bench = Bench::new(index, Road::Socket(RawSocket::open("out0")));
         for number in 0..BATCHES {
             let batch = Batch::for_socket(!seed << 32 | number, 20_000);
             if let Err(error) = bench.check(&batch, &expected_received) {

@@ -22,6 +22,7 @@ const RULES: &[Rule] = &[
             "aya",
             "tokio",
             "bollard",
+            "tonic",
             "axum",
             "ratatui",
             "crossterm",
@@ -44,6 +45,7 @@ const RULES: &[Rule] = &[
             "aya",
             "tokio",
             "bollard",
+            "tonic",
             "axum",
             "crate::ebpf",
             "crate::discovery",
@@ -60,6 +62,7 @@ const RULES: &[Rule] = &[
     },
     Rule { place: "discovery", forbidden: &["aya", "crate::ebpf", "crate::output", "crate::agent"] },
     Rule { place: "netlink.rs", forbidden: &["aya", "tokio", "crate::"] },
+    Rule { place: "certificates.rs", forbidden: &["aya", "tokio", "crate::"] },
 ];
 
 pub fn check() -> anyhow::Result<()> {

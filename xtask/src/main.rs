@@ -1,14 +1,19 @@
 //! The project's own commands: `cargo xtask --help`.
 
 mod apt;
+mod bench;
 mod check;
+mod dist;
 mod ebpf;
 mod engine;
+mod fuzz;
 mod imports;
+mod kubernetes;
 mod process;
 mod rows;
 mod rustc;
 mod setup;
+mod soak;
 mod test;
 mod vm;
 
@@ -44,8 +49,31 @@ enum Command {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Feed the parsers of what comes from outside with bytes that nobody meant
+    Fuzz(fuzz::Options),
     /// Run tests on the distribution's kernels, in virtual machines
     Vm(vm::Options),
+    /// Measure what netobs costs, and write the tables of docs/benchmarks.md and docs/scale.md; as root
+    Bench {
+        /// Only these parts: program, live, rate, agent, scrape, attach, start, nodes, userspace
+        #[arg(long = "part")]
+        parts: Vec<String>,
+        /// Few and short rounds: whether it works, not what it costs. Prints, and changes no file
+        #[arg(long)]
+        quick: bool,
+        /// Print, and change no file
+        #[arg(long)]
+        print: bool,
+    },
+    /// Build a Debian package of the static binary, with service, man pages and completions
+    Deb,
+    /// Build a container image of the static binary, by `docker build`
+    Image {
+        #[arg(long, default_value = "netobs:latest")]
+        tag: String,
+    },
+    /// Let everything happen at once to a host with containers, and hold all counters against the kernel's; as root
+    Soak(soak::Options),
     /// The maintainer's checks: format, lints, imports, dependencies, kernel object
     Check,
 }
@@ -58,7 +86,12 @@ fn main() -> anyhow::Result<()> {
         Command::Setup { rustup } => setup::run(rustup).map(drop),
         Command::Ebpf { check } => ebpf::run(check),
         Command::Test { ci, filter } => test::run(ci, &filter),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Bench { parts, quick, print } => bench::run(&parts, quick, print),
+        Command::Deb => dist::deb().map(drop),
+        Command::Image { tag } => dist::image(&tag),
+        Command::Soak(options) => soak::run(&options),
         Command::Check => check::run(),
     }
 }

@@ -19,8 +19,14 @@ const BPF_LINKER_VERSION: &str = "0.10.3";
 /// Checks dependencies.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
+/// Builds fuzz targets.
+const CARGO_FUZZ_VERSION: &str = "0.13.2";
+
 /// A folder or a .tar.xz with `library/` in it, for machines where nothing else works.
 const RUST_SRC_VARIABLE: &str = "NETOBS_RUST_SRC";
+
+/// Builds the Debian package.
+const CARGO_DEB_VERSION: &str = "3.8.0";
 
 /// Where things were found.
 pub struct Tools {
@@ -45,8 +51,11 @@ pub fn run(rustup: bool) -> anyhow::Result<Tools> {
     Ok(tools)
 }
 
+/// Outside of the repository: what takes minutes to build is there for every clone.
 fn tools_folder() -> PathBuf {
-    target().join("tools")
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    cache.map_or_else(|| target().join("tools"), |cache| cache.join("netobs-tools"))
 }
 
 fn bpf_linker() -> anyhow::Result<PathBuf> {
@@ -56,6 +65,16 @@ fn bpf_linker() -> anyhow::Result<PathBuf> {
 /// Built when first wanted, which takes some minutes.
 pub fn cargo_deny() -> anyhow::Result<PathBuf> {
     cargo_tool("cargo-deny", CARGO_DENY_VERSION)
+}
+
+/// As [`cargo_deny`].
+pub fn cargo_fuzz() -> anyhow::Result<PathBuf> {
+    cargo_tool("cargo-fuzz", CARGO_FUZZ_VERSION)
+}
+
+/// As [`cargo_deny`].
+pub fn cargo_deb() -> anyhow::Result<PathBuf> {
+    cargo_tool("cargo-deb", CARGO_DEB_VERSION)
 }
 
 /// A program from the registry in exactly this version: ours, else the one on PATH, else built now.

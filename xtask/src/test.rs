@@ -1,18 +1,19 @@
 //! `cargo xtask test`: everything there is to test here, and word of what had to be left out.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, time::Instant};
 
 use anyhow::bail;
 
 use crate::{
-    apt,
+    apt, dist,
     engine::Engine,
+    kubernetes,
     process::{is_root, root, run as run_command, target},
-    rows, vm,
+    rows, soak, vm,
 };
 
 /// Programs that tests use, and the distribution's packages that have them.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 31] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("busybox", "busybox-static"),
@@ -23,6 +24,7 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("capinfos", "wireshark-common"),
     ("dot", "graphviz"),
     ("setcap", "libcap2-bin"),
+    ("strace", "strace"),
     ("setpriv", "util-linux"),
     ("pgrep", "procps"),
     ("podman", "podman"),
@@ -31,17 +33,35 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("iptables", "iptables"),
     ("nsenter", "util-linux"),
     ("docker-compose", "docker-compose"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("prlimit", "util-linux"),
+    ("bash", "bash"),
+    ("man", "man-db"),
+    ("systemctl", "systemd"),
+    ("systemd-analyze", "systemd"),
+    ("deb-systemd-invoke", "init-system-helpers"),
+    ("pip", "python3-pip"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
 ];
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
 /// whether they need an engine.
-const AREAS: [(&str, bool, bool); 28] = [
+const AREAS: &[(&str, bool, bool)] = &[
     ("cli", true, false),
+    ("kernel", false, false),
     ("classifier", true, false),
     ("programs", true, false),
     ("random_frames", false, false),
     ("netns", true, false),
     ("interfaces", false, false),
+    ("citizen", false, false),
+    ("reconcile", false, false),
+    ("cleanup", false, false),
+    ("pin", false, false),
+    ("running", false, false),
     ("inside", false, false),
     ("flows", false, false),
     ("tcp", false, false),
@@ -55,6 +75,8 @@ const AREAS: [(&str, bool, bool); 28] = [
     ("compose", false, true),
     ("drivers", false, true),
     ("podman", false, false),
+    ("cri", false, false),
+    ("kubernetes", false, false),
     ("topology", false, true),
     ("drops", false, false),
     ("drops_engine", false, true),
@@ -62,9 +84,20 @@ const AREAS: [(&str, bool, bool); 28] = [
     ("dns_engine", false, true),
     ("l2", false, false),
     ("prometheus", false, true),
+    ("dashboards", false, true),
+    ("fewer_series", false, false),
+    ("package", false, false),
+    ("image", false, true),
+    ("manifests", true, false),
+    ("endpoint", false, false),
+    ("otlp", false, false),
+    ("hostile", false, true),
     ("scale", false, false),
     ("churn", false, false),
 ];
+
+/// What the image of the tests is called.
+const IMAGE: &str = "netobs-test-release:1";
 
 pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     let ci = ci || std::env::var_os("CI").is_some();
@@ -102,7 +135,31 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
             None
         }
     };
-    for (area, parallel, needs_engine) in AREAS {
+    let started = Instant::now();
+    run_command(
+        Command::new("cargo")
+            .args(["test", "--locked", "--no-run", "--package", "netobs-tests"])
+            .current_dir(&root),
+    )?;
+    // Not for a single test: the release takes minutes to build.
+    if filter.is_empty() {
+        match dist::deb() {
+            Ok(file) => environment.push(("NETOBS_DEB", file)),
+            Err(error) => left_out.push(format!("tests of the Debian package: {error:#}")),
+        }
+        if engine.is_some() {
+            match dist::image(IMAGE) {
+                Ok(()) => environment.push(("NETOBS_IMAGE", PathBuf::from(IMAGE))),
+                Err(error) => left_out.push(format!("tests of the image: {error:#}")),
+            }
+        }
+    }
+    println!("== built: {} s", started.elapsed().as_secs());
+    match kubernetes::tools() {
+        Ok(tools) => environment.extend([("NETOBS_KUBECTL", tools.kubectl), ("NETOBS_HELM", tools.helm)]),
+        Err(error) => left_out.push(format!("tests of kustomizations and the chart: {error:#}")),
+    }
+    for &(area, parallel, needs_engine) in AREAS {
         if needs_engine && engine.is_none() {
             continue;
         }
@@ -111,12 +168,33 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     }
     // What this machine's kernel may not have. Otherwise only when asked for, by `cargo xtask vm`.
     if ci {
-        vm::run(&vm::Options::usual()).unwrap_or_else(|error| {
-            eprintln!("{error:#}");
-            failed.push("vm");
+        let started = Instant::now();
+        // Each leaves half of the processors idle, most of the time.
+        std::thread::scope(|scope| {
+            let runs = vm::Options::usual().map(|options| scope.spawn(move || vm::run(&options)));
+            for run in runs {
+                match run.join() {
+                    Ok(Ok(())) => {}
+                    other => {
+                        eprintln!("{other:?}");
+                        failed.push("vm");
+                    }
+                }
+            }
         });
+        println!("== virtual machines: {} s", started.elapsed().as_secs());
     }
-    rows::print()?;
+    let missing = rows::print()?;
+    if ci && filter.is_empty() {
+        if !missing.is_empty() {
+            println!("no test has seen: {}", missing.join("; "));
+            failed.push("rows");
+        }
+        if let Err(error) = soak::run(&soak::Options::short()) {
+            eprintln!("soak: {error:#}");
+            failed.push("soak");
+        }
+    }
     left_out.extend(fs::read_to_string(&skips)?.lines().map(str::to_owned));
     finish(ci, &left_out, &failed)
 }
@@ -146,8 +224,34 @@ fn cargo_test(
     if !parallel {
         command.arg("--test-threads=1");
     }
+    // What each program has come to is told whether or not it is as it was.
+    if what.contains(&"programs") {
+        command.arg("--nocapture");
+    }
     for (name, value) in environment {
         command.env(name, value);
     }
-    run_command(&mut command)
+    let started = Instant::now();
+    let ended = run_command(&mut command);
+    println!("== {}: {} s", what.last().unwrap_or(&"tests"), started.elapsed().as_secs());
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_area_is_run() {
+        let files = fs::read_dir(root().join("tests/tests"))
+            .expect("the tests")
+            .map(|file| file.expect("a file").path());
+        let rust = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+        let mut there: Vec<String> =
+            rust.map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+        let mut run: Vec<&str> = AREAS.iter().map(|(area, ..)| *area).collect();
+        there.sort_unstable();
+        run.sort_unstable();
+        assert_eq!(there, run);
+    }
 }

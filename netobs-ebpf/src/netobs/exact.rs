@@ -11,7 +11,7 @@ use netobs_ebpf::{
 use crate::{
     events,
     flows::{self, Amount},
-    maps,
+    maps, senders,
 };
 
 /// Counts one packet in a slot. `DIRECTION` is the attachment's, see [`netobs_common::INGRESS`]; `LINK`
@@ -35,6 +35,9 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
 ) {
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (len, gso_size) = unsafe { (u64::from((*skb).len), u64::from((*skb).gso_size)) };
+    if FLOWS && LINK {
+        senders::look::<DIRECTION>(skb, slot, len);
+    }
     // A VLAN tag that the kernel keeps outside the frame.
     // SAFETY: as above.
     let tag_len = if LINK && unsafe { (*skb).vlan_present } != 0 { VLAN_TAG_LEN } else { 0 };

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use netobs_common::{EGRESS, FIRST, FREE_CELL, FlowCell, FlowKey, LEAVING_CELL, OPENED, OverflowFlow};
 use netobs_ebpf::{
     headers::{protocol, tcp_flag},
-    packet::{MAX_NETWORK, Packet, Version},
+    packet::{Cast, MAX_NETWORK, Packet, Version},
     source::pointer,
 };
 
@@ -39,16 +39,9 @@ pub fn count<const DIRECTION: u32, const LINK: bool>(
     let flags = packet.tcp_flags & TCP_FLAGS;
     // A cgroup's programs may be interrupted by others on their CPU: cells are not for them.
     if LINK && let Some(tag) = tag::<DIRECTION>(skb, slot, packet) {
-        let first = (tag >> 32) as u32;
-        for way in 0..WAYS {
-            if let Some(cell) = maps::flow_cell(cpu, first ^ way) {
-                // SAFETY: a cell of this CPU; userspace writes nothing but the tag of one that is taken.
-                let cell = unsafe { &mut *cell };
-                if cell.tag == tag {
-                    add::<DIRECTION>(cell, flags, amount);
-                    return true;
-                }
-            }
+        if let Some(cell) = find(tag, cpu) {
+            add::<DIRECTION>(cell, flags, amount);
+            return true;
         }
         let key = packed_key(slot, DIRECTION, packet);
         let taken = take(skb, tag, cpu, key);
@@ -69,11 +62,32 @@ pub fn count<const DIRECTION: u32, const LINK: bool>(
 /// The lower six flags: FIN, SYN, RST, PSH, ACK, URG.
 const TCP_FLAGS: u8 = 0x3f;
 
-/// Cells in which a flow may be; two that share a pair of cache lines.
-const WAYS: u32 = 2;
+/// Cells in which a flow may be: four that are next to each other. Where both ends of a flow are observed, both look in
+/// the same four, each first in one of a pair of cache lines: what a packet meets at the other end is at hand then.
+const WAYS: u32 = 4;
 
 /// [`take`] found none.
 const NO_CELL: u32 = u32::MAX;
+
+#[inline(always)]
+fn find(tag: u64, cpu: u32) -> Option<&'static mut FlowCell> {
+    for way in 0..WAYS {
+        if let Some(cell) = maps::flow_cell(cpu, first_cell(tag) ^ way) {
+            // SAFETY: a cell of this CPU; userspace writes nothing but the tag of one that is taken.
+            let cell = unsafe { &mut *cell };
+            if cell.tag == tag {
+                return Some(cell);
+            }
+        }
+    }
+    None
+}
+
+/// Where a flow is looked for first. What tells the ends apart is in the lowest bit.
+#[inline(always)]
+fn first_cell(tag: u64) -> u32 {
+    (tag >> 32) as u32
+}
 
 #[inline(always)]
 fn add<const DIRECTION: u32>(cell: &mut FlowCell, flags: u8, amount: Amount) {
@@ -108,20 +122,16 @@ fn tag<const DIRECTION: u32>(skb: *mut __sk_buff, slot: u32, packet: &Packet) ->
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     let network = pointer(data, (packet.network & MAX_NETWORK) as usize);
-    let ports = match packet.transport {
-        0 => 0,
-        transport => ports_in_place::<DIRECTION>(pointer(data, transport as usize), end, packet)?,
-    };
-    let rest = u64::from(ports) | u64::from(packet.protocol) << 32 | u64::from(slot) << 40;
-    let hash = match packet.version {
+    // Source and destination, turned so that both ends of a flow make the same of it.
+    let (hash, turned) = match packet.version {
         Version::V4 => {
             if network + 20 > end {
                 return None;
             }
             // SAFETY: inside the linear part, as just checked; unaligned as the verifier allows it.
             let pair = unsafe { *((network + 12) as *const u64) };
-            // Source and destination; the end that ingress packets come from first.
-            mix(maps::flow_seed() ^ if DIRECTION == EGRESS { pair.rotate_left(32) } else { pair })
+            let turned = (pair as u32) < (pair >> 32) as u32;
+            (mix(maps::flow_seed() ^ if turned { pair.rotate_left(32) } else { pair }), turned)
         }
         _ => {
             if network + 40 > end {
@@ -129,13 +139,22 @@ fn tag<const DIRECTION: u32>(skb: *mut __sk_buff, slot: u32, packet: &Packet) ->
             }
             // SAFETY: as above.
             let words = unsafe { core::ptr::read((network + 8) as *const [u64; 4]) };
-            let [a, b, c, d] =
-                if DIRECTION == EGRESS { [words[2], words[3], words[0], words[1]] } else { words };
-            mix(mix(mix(mix(maps::flow_seed() ^ a) ^ b) ^ c) ^ d ^ IPV6)
+            let turned = if words[1] != words[3] { words[1] < words[3] } else { words[0] < words[2] };
+            let [a, b, c, d] = if turned { [words[2], words[3], words[0], words[1]] } else { words };
+            (mix(mix(mix(mix(maps::flow_seed() ^ a) ^ b) ^ c) ^ d ^ IPV6), turned)
         }
     };
+    let ports = match packet.transport {
+        0 => 0,
+        transport => ports_in_place(pointer(data, transport as usize), end, packet, turned)?,
+    };
+    // What goes to many is at many attachments, which are not to look for the same cells.
+    let many = if packet.cast == Cast::UNICAST { 0 } else { slot };
+    let hash = mix(hash ^ (u64::from(ports) | u64::from(packet.protocol) << 32 | u64::from(many) << 40));
+    // An ingress packet comes from the end that an egress packet goes to.
+    let end = u64::from(turned) ^ u64::from(DIRECTION);
     // Neither free nor leaving.
-    Some(mix(hash ^ rest) | LEAVING_CELL << 1)
+    Some((hash ^ end << 32 ^ u64::from(slot) << 2) | LEAVING_CELL << 1)
 }
 
 /// Tells the addresses of IPv6 from those of IPv4.
@@ -152,16 +171,16 @@ fn mix(word: u64) -> u64 {
     word ^ word >> 31
 }
 
-/// Both ports, as [`FlowKey`] orders them, in any byte order that is always the same.
+/// Both ports, turned as the addresses are, in any byte order that is always the same.
 #[inline(always)]
-fn ports_in_place<const DIRECTION: u32>(transport: usize, end: usize, packet: &Packet) -> Option<u32> {
+fn ports_in_place(transport: usize, end: usize, packet: &Packet, turned: bool) -> Option<u32> {
     if has_ports(packet.protocol) {
         if transport + 4 > end {
             return None;
         }
         // SAFETY: as in `tag`.
         let ports = unsafe { *(transport as *const u32) };
-        return Some(if DIRECTION == EGRESS { ports.rotate_left(16) } else { ports });
+        return Some(if turned { ports.rotate_left(16) } else { ports });
     }
     if packet.protocol == protocol::ICMP || packet.protocol == protocol::ICMPV6 {
         if transport + 8 > end {
@@ -203,9 +222,8 @@ fn packed_key(slot: u32, direction: u32, packet: &Packet) -> u64 {
 /// Takes a free cell for a new flow; its index, or [`NO_CELL`].
 #[inline(never)]
 fn take(skb: *mut __sk_buff, tag: u64, cpu: u32, packed: u64) -> u32 {
-    let first = (tag >> 32) as u32;
     for way in 0..WAYS {
-        let index = first ^ way;
+        let index = first_cell(tag) ^ way;
         if let Some(cell) = maps::flow_cell(cpu, index)
             && let Some(owner) = maps::flow_owner(cpu, index)
         {

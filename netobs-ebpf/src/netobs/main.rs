@@ -8,6 +8,7 @@ mod events;
 mod exact;
 mod flows;
 mod maps;
+mod senders;
 
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,

@@ -8,7 +8,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use netobs_common::{Counters, FlowCell, FlowKey, FlowOwner, IFACE_CELLS, OverflowFlow, counter_index};
+use netobs_common::{
+    Counters, FlowCell, FlowKey, FlowOwner, IFACE_CELLS, OverflowFlow, Sender, counter_index, sender_index,
+};
 
 /// Slots per CPU in [`COUNTERS`]; set by userspace before loading, together with the map's size.
 #[unsafe(no_mangle)]
@@ -37,6 +39,12 @@ static CGROUPS: CgroupStorage<u64> = CgroupStorage::new();
 /// (every kernel but PREEMPT_RT). Programs of cgroups, which another may interrupt, add by atomics.
 #[map]
 static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Indexed by [`sender_index`]; sized by userspace to interfaces × 2. The programs write a `mac` that is 0, and add
+/// by atomics; userspace maps it, reads it, and writes it when a slot is taken or the address is known. The race
+/// that this accepts: two first frames on two CPUs are not compared with each other.
+#[map]
+static SENDERS: Array<Sender> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Cells per CPU in [`FLOW_CELLS`], a power of two, less one; set by userspace before loading.
 #[unsafe(no_mangle)]
@@ -81,6 +89,12 @@ pub fn counters(cpu: u32, slot: u32, direction: u32) -> Option<*mut Counters> {
     // SAFETY: a static of the program's read-only data; volatile, as userspace sets it at load time.
     let max_interfaces = unsafe { core::ptr::read_volatile(&raw const MAX_INTERFACES) };
     COUNTERS.get_ptr_mut(counter_index(cpu, max_interfaces, slot, direction))
+}
+
+/// The look-up is inlined by the JIT.
+#[inline(always)]
+pub fn sender(slot: u32, direction: u32) -> Option<*mut Sender> {
+    SENDERS.get_ptr_mut(sender_index(slot, direction))
 }
 
 /// `None` for an interface that is not (any more) in the directory. Inlined by the JIT as well.

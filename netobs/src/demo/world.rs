@@ -224,6 +224,7 @@ fn container(member: &Member, tid: u32) -> ContainerInfo {
             addresses: vec![member.address.into()],
             mac: None,
         }],
+        pod: None,
         published: Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! Interfaces of the host's network namespace by rtnetlink: all there are, and what becomes of them.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
     time::Instant,
@@ -9,7 +10,8 @@ use std::{
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, Stats64},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage, Stats64},
+    stats::{StatsAttribute, StatsFilterMask, StatsMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -20,6 +22,12 @@ use crate::{
 
 /// `RTNLGRP_LINK` as the bit mask that `bind(2)` takes.
 const LINK_GROUP: u32 = 1;
+
+/// `RTNLGRP_TC`, as such a mask.
+const TC_GROUP: u32 = 1 << 3;
+
+/// linux/rtnetlink.h: qdiscs and filters, made and deleted.
+const TC_MESSAGES: [u16; 4] = [36, 37, 44, 45];
 
 /// Asked for the event socket: some 10,000 messages. The kernel may give less.
 const EVENT_BUFFER_BYTES: usize = 16 * 1024 * 1024;
@@ -68,11 +76,7 @@ impl Events {
     /// # Errors
     /// When netlink is not to be had.
     pub fn subscribe() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
-        socket.set_non_blocking(true)?;
-        enlarge(&socket);
-        Ok(Self { socket, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { socket: subscribe(LINK_GROUP)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
     /// To poll for readability.
@@ -114,6 +118,63 @@ impl Events {
     }
 }
 
+/// Where somebody has made or deleted filters or qdiscs, in the namespace of the thread that subscribed.
+pub struct TcEvents {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl TcEvents {
+    /// # Errors
+    /// When netlink is not to be had.
+    pub fn subscribe() -> io::Result<Self> {
+        Ok(Self { socket: subscribe(TC_GROUP)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// Interfaces of which it was told since the last call. None: of more than the socket could hold, it may be any.
+    pub fn changed(&mut self) -> Option<BTreeSet<u32>> {
+        let mut changed = BTreeSet::new();
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => interfaces_of_tc(&self.buffer, &mut changed),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(changed),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // What else is waiting is of no interest any more.
+                    while self.socket.recv(&mut [0u8; 64].as_mut_slice(), 0).is_ok() {}
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Of the messages in a datagram. Not by the library: what others' filters do is of no interest, and they may be of
+/// kinds that it cannot read.
+fn interfaces_of_tc(mut datagram: &[u8], interfaces: &mut BTreeSet<u32>) {
+    // nlmsghdr: length, type, flags, sequence number, port; tcmsg: family, padding, ifindex.
+    while let [l0, l1, l2, l3, t0, t1, ..] = *datagram {
+        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        if TC_MESSAGES.contains(&u16::from_ne_bytes([t0, t1]))
+            && let Some(&[i0, i1, i2, i3]) = datagram.get(20..24)
+        {
+            interfaces.insert(u32::from_ne_bytes([i0, i1, i2, i3]));
+        }
+        let Some(rest) = datagram.get(length.max(16).next_multiple_of(4)..) else { return };
+        datagram = rest;
+    }
+}
+
+/// A socket on which the kernel tells of these groups, in the namespace of the calling thread.
+fn subscribe(groups: u32) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind(&SocketAddr::new(0, groups))?;
+    socket.set_non_blocking(true)?;
+    enlarge(&socket);
+    Ok(socket)
+}
+
 /// Past the limit for everybody where the privilege is there, else up to it.
 fn enlarge(socket: &Socket) {
     let bytes = libc::c_int::try_from(EVENT_BUFFER_BYTES).unwrap_or(libc::c_int::MAX);
@@ -140,6 +201,8 @@ fn enlarge(socket: &Socket) {
 /// What the kernel says; `ENODEV`-like errors if the namespace is gone.
 pub fn links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<Link>> {
     let mut request = LinkMessage::default();
+    // Those of IPv6, which the kernel adds up over CPUs, are two thirds of an answer.
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     if let Some(nsid) = nsid {
         request.attributes.push(LinkAttribute::IfNetnsId(nsid));
     }
@@ -147,6 +210,24 @@ pub fn links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<Link>> 
         RouteNetlinkMessage::NewLink(link) => Some(Link::from(&link)),
         _ => None,
     })
+}
+
+/// The counters of all interfaces of the client's namespace, by ifindex. Much less work than [`links`], for the
+/// kernel and for us.
+///
+/// # Errors
+/// What netlink says.
+pub fn stats(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, KernelStats>> {
+    let mut request = StatsMessage::default();
+    request.header.filter_mask = StatsFilterMask::Link64;
+    let stats = netlink.dump(&RouteNetlinkMessage::GetStats(request), |message| {
+        let RouteNetlinkMessage::NewStats(message) = message else { return None };
+        message.attributes.iter().find_map(|attribute| match attribute {
+            StatsAttribute::Link64(stats) => Some((message.header.ifindex, stats.into())),
+            _ => None,
+        })
+    })?;
+    Ok(stats.into_iter().collect())
 }
 
 /// One interface of the client's namespace.
@@ -274,5 +355,31 @@ mod tests {
         ] {
             assert_eq!(link.observed_inside(host), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn whose_filters_a_datagram_tells_of() {
+        let message = |kind: u16, ifindex: u32, more: usize| {
+            let mut message = u32::try_from(36 + more).expect("short").to_ne_bytes().to_vec();
+            message.extend(kind.to_ne_bytes());
+            message.extend([0; 14]);
+            message.extend(ifindex.to_ne_bytes());
+            message.resize((36 + more).next_multiple_of(4), 0xff);
+            message
+        };
+        let of = |datagram: &[u8]| {
+            let mut found = BTreeSet::new();
+            interfaces_of_tc(datagram, &mut found);
+            found.into_iter().collect::<Vec<_>>()
+        };
+        // New and deleted filters and qdiscs; a class (40) and a link (16) are of no interest.
+        let all =
+            [(44, 7, 3), (45, 300_000, 0), (36, 9, 1), (37, 10, 8), (40, 11, 0), (16, 12, 0), (44, 7, 0)];
+        let datagram = all.map(|(kind, ifindex, more)| message(kind, ifindex, more)).concat();
+        assert_eq!(of(&datagram), [7, 9, 10, 300_000]);
+        for end in 0..datagram.len() {
+            assert!(of(&datagram[..end]).iter().all(|ifindex| [7, 9, 10, 300_000].contains(ifindex)));
+        }
+        assert_eq!(of(&[0; 24]), [0_u32; 0], "a length of nothing");
     }
 }

@@ -94,7 +94,7 @@ pub fn proxies(proc_root: &Path) -> io::Result<BTreeSet<Proxy>> {
 
 /// `docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80`,
 /// NUL after each argument (proc(5)).
-fn proxy(command: &str) -> Option<Proxy> {
+pub(crate) fn proxy(command: &str) -> Option<Proxy> {
     let arguments: Vec<&str> = command.split('\0').collect();
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| *argument == name)?;

@@ -74,11 +74,18 @@ impl EventRing {
     /// The next record, handed to `each`; false if there is none.
     pub fn next(&mut self, each: impl FnOnce(&EventHeader, &[u8])) -> bool {
         let Some(record) = self.ring.next() else { return false };
-        let Some((header, room)) = record.split_at_checked(size_of::<EventHeader>()) else { return true };
+        if let Some((header, bytes)) = Self::parts(&record) {
+            each(&header, bytes);
+        }
+        true
+    }
+
+    /// A record's header, and what there is of the packet.
+    pub(crate) fn parts(record: &[u8]) -> Option<(EventHeader, &[u8])> {
+        let (header, room) = record.split_at_checked(size_of::<EventHeader>())?;
         // SAFETY: as many bytes as the header has, of plain integers; read unaligned.
         let header = unsafe { header.as_ptr().cast::<EventHeader>().read_unaligned() };
-        each(&header, room.get(..usize::from(header.captured)).unwrap_or(room));
-        true
+        Some((header, room.get(..usize::from(header.captured)).unwrap_or(room)))
     }
 
     /// What found the ring full, by [`kind`].

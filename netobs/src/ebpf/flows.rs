@@ -2,7 +2,8 @@
 //!
 //! In two steps with a grace period between, after which no program still runs that began before it:
 //! [`Flows::begin`] marks cells that are to be taken back and turns the programs to the other overflow map;
-//! [`Flows::finish`] then reads what nobody writes any more, frees it, and reads what goes on.
+//! [`Flows::finish`] then reads what nobody writes any more, frees it, and reads what goes on: some at a time, so that
+//! nobody has to hold all of it.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use foldhash::{HashMap, HashMapExt as _};
 use netobs_common::{FREE_CELL, FlowCell, FlowKey, FlowOwner, LEAVING_CELL, OverflowFlow};
 
 use super::{
@@ -25,7 +25,14 @@ const CELL: usize = size_of::<FlowCell>() / 8;
 const OWNER: usize = size_of::<FlowOwner>() / 8;
 
 /// Entries of the overflow map that one system call takes.
-const BATCH: usize = 4096;
+const BATCH: usize = 1024;
+
+/// Cells of each CPU that are read together, so that what several CPUs have of a flow is told of together: their cells of
+/// it are next to each other.
+const BLOCK: u32 = 64;
+
+/// Flows that are told of at a time, about.
+const SOME: usize = 1024;
 
 /// What the kernel needs memory for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,10 +86,14 @@ pub struct Flows {
     owners: Mapping,
     overflow: [OwnedFd; 2],
     epoch: Mapping,
-    /// Cells as they were last read, their tags included, by index; those that somebody has.
-    read: HashMap<u32, [u64; CELL]>,
-    /// Cells that were in use when the draining began.
-    taken: Vec<u32>,
+    /// What cells had counted when they were last read, by index; all zero: not since they were taken. Memory is taken
+    /// page by page as cells are.
+    read: Vec<Read>,
+    /// A bit for each cell that was in use when the draining began.
+    taken: Vec<u64>,
+    /// Blocks that have been told of, in this draining and by [`Flows::peek`].
+    finished: u32,
+    peeked: u32,
     /// Of the kernel's jiffies.
     tick: Duration,
 }
@@ -117,85 +128,127 @@ const _: () = assert!(
 impl Flows {
     pub fn new(size: Size, maps: Maps) -> Self {
         let Maps { cells, owners, overflow, epoch } = maps;
-        let (read, taken) = (HashMap::new(), Vec::new());
-        Self { size, cells, owners, overflow, epoch, read, taken, tick: tick() }
+        let count = size.cells() as usize;
+        let (read, taken) = (vec![[0; READ]; count], vec![0; count.div_ceil(64)]);
+        Self { size, cells, owners, overflow, epoch, read, taken, finished: 0, peeked: 0, tick: tick() }
     }
 
     /// Marks the cells that have counted nothing since they were last read, to be taken back, and turns the
     /// programs to the other overflow map. Then [`wait_for_programs`], then [`Self::finish`].
     pub fn begin(&mut self) {
-        self.taken.clear();
+        self.finished = 0;
+        self.taken.fill(0);
         let cells = self.cells.words(0, self.size.cells() as usize * CELL).chunks_exact(CELL);
-        for (index, cell) in (0..).zip(cells) {
+        for (index, cell) in cells.enumerate() {
             let tag = cell[word::TAG].load(Ordering::Acquire);
             if tag == FREE_CELL {
                 continue;
             }
-            self.taken.push(index);
-            let is_idle = |read: &[u64; CELL]| {
-                read[word::TAG] == tag
-                    && word::COUNT.iter().all(|&count| cell[count].load(Ordering::Relaxed) == read[count])
+            self.taken[index / 64] |= 1 << (index % 64);
+            let read = &self.read[index];
+            let is_idle = || {
+                *read != NOT_READ
+                    && word::COUNT.iter().zip(read.as_chunks::<2>().0).all(|(&count, read)| {
+                        halves(cell[count].load(Ordering::Relaxed)) == (read[0], read[1])
+                    })
             };
-            if self.read.get(&index).is_some_and(is_idle) {
+            if tag != LEAVING_CELL && is_idle() {
                 cell[word::TAG].store(LEAVING_CELL, Ordering::Release);
             }
         }
         self.epoch.store(0, self.active() as u64 ^ 1);
     }
 
-    /// Tells what was counted in cells since the last time, and takes nothing back; what is in the overflow map
-    /// is told of by [`Self::finish`].
-    pub fn peek(&mut self, mut tell: impl FnMut(Flow)) {
+    /// Tells some of what was counted in cells since the last time, and takes nothing back; what is in the overflow
+    /// map is told of by [`Self::finish`]. Whether that was all; the next call begins anew then.
+    pub fn peek(&mut self, mut tell: impl FnMut(Flow)) -> bool {
         let clock = Clock::now(self.tick);
-        for index in 0..self.size.cells() {
-            let at = index as usize;
-            let tag = self.cells.load(at * CELL + word::TAG).unwrap_or(FREE_CELL);
-            // Whose a new one is was written before its tag, which can be relied on where stores are seen in
-            // their order; elsewhere it waits for the next draining.
-            if tag == FREE_CELL || tag == LEAVING_CELL {
-                continue;
+        let mut told = 0;
+        while told < SOME && self.peeked < self.blocks() {
+            for index in self.block(self.peeked) {
+                let at = index as usize;
+                let tag = self.cells.load(at * CELL + word::TAG).unwrap_or(FREE_CELL);
+                // Whose a new one is was written before its tag, which can be relied on where stores are seen in
+                // their order; elsewhere it waits for the next draining.
+                if tag == FREE_CELL
+                    || tag == LEAVING_CELL
+                    || (self.read[at] == NOT_READ && cfg!(not(target_arch = "x86_64")))
+                {
+                    continue;
+                }
+                let cell: [u64; CELL] = load(&self.cells, at);
+                if let Some(flow) = self.changed(at, &cell, &clock) {
+                    tell(flow);
+                    told += 1;
+                }
             }
-            let read = self.read.get(&index).copied().unwrap_or_default();
-            if read[word::TAG] != tag && cfg!(not(target_arch = "x86_64")) {
-                continue;
-            }
-            let cell: [u64; CELL] = load(&self.cells, at);
-            if let Some(flow) = changed(&cell, &read, &owner(load(&self.owners, at)), &clock) {
-                tell(flow);
-                self.read.insert(index, cell);
-            }
+            self.peeked += 1;
         }
+        let is_all = self.peeked == self.blocks();
+        if is_all {
+            self.peeked = 0;
+        }
+        is_all
     }
 
-    /// Tells what was counted since the last time, and frees what was marked and all that is of attachments
-    /// that had been let go when the draining began.
+    /// Tells some of what was counted since the last time, and frees what was marked and all that is of attachments
+    /// that had been let go when the draining began. Whether that was all.
     ///
     /// # Errors
     /// When the overflow map cannot be read: what is in it is told of next time.
-    pub fn finish(&mut self, gone: &BTreeSet<u32>, mut tell: impl FnMut(Flow)) -> io::Result<()> {
+    pub fn finish(&mut self, gone: &BTreeSet<u32>, mut tell: impl FnMut(Flow)) -> io::Result<bool> {
         let clock = Clock::now(self.tick);
-        // Once only: after this a cell may be somebody else's.
-        for index in std::mem::take(&mut self.taken) {
-            let at = index as usize;
-            let cell: [u64; CELL] = load(&self.cells, at);
-            let read = self.read.get(&index).copied().unwrap_or_default();
-            let owner: FlowOwner = owner(load(&self.owners, at));
-            if let Some(flow) = changed(&cell, &read, &owner, &clock) {
-                tell(flow);
+        let mut told = 0;
+        while self.finished < self.blocks() {
+            if told >= SOME {
+                return Ok(false);
             }
-            if cell[word::TAG] == LEAVING_CELL || gone.contains(&u32::from(owner.key.slot)) {
-                self.read.remove(&index);
-                self.cells.store(at * CELL + word::TAG, FREE_CELL);
-            } else {
-                self.read.insert(index, cell);
+            for index in self.block(self.finished) {
+                let at = index as usize;
+                // Once only: after this a cell may be somebody else's.
+                if self.taken[at / 64] & 1 << (at % 64) == 0 {
+                    continue;
+                }
+                let cell: [u64; CELL] = load(&self.cells, at);
+                if let Some(flow) = self.changed(at, &cell, &clock) {
+                    tell(flow);
+                    told += 1;
+                }
+                if cell[word::TAG] == LEAVING_CELL || gone.contains(&u32::from(self.owner(at).key.slot)) {
+                    self.read[at] = NOT_READ;
+                    self.cells.store(at * CELL + word::TAG, FREE_CELL);
+                }
             }
-        }
-        // As many flows as there may once have been.
-        if self.read.capacity() / 4 > self.read.len() {
-            self.read.shrink_to_fit();
+            self.finished += 1;
         }
         let idle = self.active() ^ 1;
         drain(&self.overflow[idle], |key, flow| tell(overflowed(key, flow, &clock)))
+    }
+
+    const fn blocks(&self) -> u32 {
+        self.size.cells_per_cpu.div_ceil(BLOCK)
+    }
+
+    /// Indexes of the cells of all CPUs in a block.
+    fn block(&self, block: u32) -> impl Iterator<Item = u32> + use<> {
+        let Size { cpus, cells_per_cpu, .. } = self.size;
+        let from = block * BLOCK;
+        let to = cells_per_cpu.min(from + BLOCK);
+        (0..cpus).flat_map(move |cpu| (from..to).map(move |cell| cpu * cells_per_cpu + cell))
+    }
+
+    /// What a cell has counted since it was last read, which is now. None if that is nothing.
+    fn changed(&mut self, at: usize, cell: &[u64; CELL], clock: &Clock) -> Option<Flow> {
+        let now = read(cell);
+        let before = std::mem::replace(&mut self.read[at], now);
+        if now == before {
+            return None;
+        }
+        Some(flow(cell, &now, &before, &self.owner(at), clock))
+    }
+
+    fn owner(&self, at: usize) -> FlowOwner {
+        owner(load(&self.owners, at))
     }
 
     /// Which overflow map the programs write.
@@ -216,35 +269,51 @@ pub fn wait_for_programs() {
     }
 }
 
-/// What a cell has counted since it was last read. None if that is nothing.
-fn changed(cell: &[u64; CELL], read: &[u64; CELL], owner: &FlowOwner, clock: &Clock) -> Option<Flow> {
+/// The counters of a cell: by direction packets and what unfolding adds; by direction lower and upper half of bytes; by
+/// direction what unfolding adds to them.
+const READ: usize = 10;
+type Read = [u32; READ];
+
+/// No cell that is somebody's: it has at least a packet.
+const NOT_READ: Read = [0; READ];
+
+fn read(cell: &[u64; CELL]) -> Read {
+    let words = [
+        cell[word::COUNT[0]],
+        cell[word::COUNT[1]],
+        cell[word::BYTES[0]],
+        cell[word::BYTES[1]],
+        cell[word::UNFOLDED_BYTES],
+    ];
+    let mut read = NOT_READ;
+    for (read, word) in read.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+        *read = halves(word).into();
+    }
+    read
+}
+
+/// What a cell has counted between two readings.
+fn flow(cell: &[u64; CELL], now: &Read, before: &Read, owner: &FlowOwner, clock: &Clock) -> Flow {
+    let bytes = |read: &Read, at: usize| u64::from(read[at]) | u64::from(read[at + 1]) << 32;
     let counts = [0, 1].map(|direction| {
-        let (packets, unfolded) = halves(cell[word::COUNT[direction]]);
-        let (packets_read, unfolded_read) = halves(read[word::COUNT[direction]]);
-        let unfolded_bytes = |cell: &[u64; CELL]| {
-            let (ingress, egress) = halves(cell[word::UNFOLDED_BYTES]);
-            if direction == 0 { ingress } else { egress }
-        };
+        let at = 2 * direction;
         Count {
-            packets: packets.wrapping_sub(packets_read).into(),
-            bytes: cell[word::BYTES[direction]].wrapping_sub(read[word::BYTES[direction]]),
-            unfolded: unfolded.wrapping_sub(unfolded_read).into(),
-            unfolded_bytes: unfolded_bytes(cell).wrapping_sub(unfolded_bytes(read)).into(),
+            packets: now[at].wrapping_sub(before[at]).into(),
+            unfolded: now[at + 1].wrapping_sub(before[at + 1]).into(),
+            bytes: bytes(now, 4 + at).wrapping_sub(bytes(before, 4 + at)),
+            unfolded_bytes: now[8 + direction].wrapping_sub(before[8 + direction]).into(),
         }
     });
-    if counts == [Count::default(); 2] {
-        return None;
-    }
     let (last, rest) = halves(cell[word::LAST_AND_FLAGS]);
     let [ingress_flags, egress_flags, ..] = rest.to_le_bytes();
     let first = clock.at(cell[word::FIRST_NS]);
-    Some(Flow {
+    Flow {
         key: owner.key,
         counts,
         flags: [ingress_flags, egress_flags],
         first,
         last: (first + clock.tick * last.wrapping_sub(owner.first)).min(clock.now),
-    })
+    }
 }
 
 fn overflowed(key: FlowKey, flow: &OverflowFlow, clock: &Clock) -> Flow {
@@ -311,20 +380,16 @@ fn owner(words: [u64; OWNER]) -> FlowOwner {
     unsafe { std::mem::transmute::<[u64; OWNER], FlowOwner>(words) }
 }
 
-/// Empties an overflow map that no program writes.
-fn drain(map: &OwnedFd, mut tell: impl FnMut(FlowKey, &OverflowFlow)) -> io::Result<()> {
+/// Takes some out of an overflow map that no program writes; whether that was all.
+fn drain(map: &OwnedFd, mut tell: impl FnMut(FlowKey, &OverflowFlow)) -> io::Result<bool> {
     let mut keys = vec![FlowKey::default(); BATCH];
     let mut values = vec![OverflowFlow::default(); BATCH];
-    loop {
-        // From its beginning each time: what was told of is deleted.
-        let (count, is_all) = batch::read(map.as_fd(), Command::LookupAndDelete, &mut keys, &mut values)?;
-        for (key, value) in keys.iter().zip(&values).take(count) {
-            tell(*key, value);
-        }
-        if is_all || count == 0 {
-            return Ok(());
-        }
+    // From its beginning each time: what was told of is deleted.
+    let (count, is_all) = batch::read(map.as_fd(), Command::LookupAndDelete, &mut keys, &mut values)?;
+    for (key, value) in keys.iter().zip(&values).take(count) {
+        tell(*key, value);
     }
+    Ok(is_all || count == 0)
 }
 
 // SAFETY: integers that leave no padding between them.

@@ -11,7 +11,7 @@ use aya::{
     maps::{HashMap, Map},
     programs::ProgramError,
 };
-use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS};
+use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS, Sender};
 
 use super::{
     attach::AttachMode,
@@ -21,7 +21,9 @@ use super::{
     hooks::{Hooks, Names, PairNames, classifier},
     log::{self, LogThread},
     mapping::Mapping,
+    pins::{KEPT_MAPS, PinError, Pins},
     resolvers::Resolvers,
+    senders::Senders,
 };
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
@@ -68,6 +70,8 @@ pub enum LoadError {
     Log(io::Error),
     #[error("open a netlink socket: {0}")]
     Netlink(io::Error),
+    #[error(transparent)]
+    Pin(#[from] PinError),
     #[error("an eBPF map: {0}")]
     Map(#[from] aya::maps::MapError),
 }
@@ -75,6 +79,7 @@ pub enum LoadError {
 /// Maps as they are in the kernel; gone when dropped.
 pub struct Object {
     pub counters: Mapping,
+    pub senders: Senders,
     /// None where they are not asked for.
     pub flows: Option<Flows>,
     /// None where they are not asked for, or taken.
@@ -85,9 +90,9 @@ pub struct Object {
 }
 
 impl Object {
-    pub fn load(options: &Options) -> Result<(Self, Hooks), LoadError> {
-        let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?)
-            .unwrap_or(u32::MAX);
+    /// With those of its maps that are pinned, if there are any.
+    pub fn load(options: &Options, pins: Option<&Pins>) -> Result<(Self, Hooks), LoadError> {
+        let cpus = cpus()?;
         let max_interfaces = options.max_interfaces;
         let log_level = log::level(options.log);
         let size = Size::new(options.max_flows, cpus);
@@ -105,6 +110,7 @@ impl Object {
             .override_global("NAMES", &names, true)
             .map_max_entries("EVENTS", options.events.ring_bytes.max(MIN_EVENT_BYTES))
             .map_max_entries("COUNTERS", cpus * max_interfaces * DIRECTIONS)
+            .map_max_entries("SENDERS", max_interfaces * DIRECTIONS)
             .map_max_entries("CROWDED", max_interfaces);
         if let Some(size) = size {
             for (map, entries) in [
@@ -116,10 +122,17 @@ impl Object {
                 loader.map_max_entries(map, entries);
             }
         }
+        for (map, file) in
+            pins.iter().flat_map(|pins| KEPT_MAPS.map(|(map, file)| (map, pins.map_path(file))))
+        {
+            loader.map_pin_path(map, file);
+        }
         let mut ebpf = loader.load(OBJECT)?;
         let log = if options.log { Some(LogThread::start(&mut ebpf).map_err(LoadError::Log)?) } else { None };
         let words = (cpus * max_interfaces * DIRECTIONS) as usize * Counters::WORDS;
         let counters = map_array(&ebpf, "COUNTERS", words)?;
+        let words = (max_interfaces * DIRECTIONS) as usize * size_of::<Sender>() / 8;
+        let senders = Senders::new(map_array(&ebpf, "SENDERS", words)?);
         let cells = map_array(&ebpf, "IFACES", IFACE_CELLS as usize)?;
         let directory = Directory::new(Some(cells), HashMap::try_from(take(&mut ebpf, "CROWDED")?)?);
         let hooks = Hooks::load(&mut ebpf, &NAMES, directory)?;
@@ -127,8 +140,14 @@ impl Object {
         let resolvers = options.events.dns.then(|| classifier(&mut ebpf, "netobs_lo")).transpose()?;
         let resolvers = resolvers.map(|program| Resolvers::new(program, max_interfaces));
         let events = options.events.is_on().then(|| EventRing::of(&mut ebpf)).transpose()?;
-        Ok((Self { counters, flows, events, resolvers, cpus, _log: log }, hooks))
+        Ok((Self { counters, senders, flows, events, resolvers, cpus, _log: log }, hooks))
     }
+}
+
+/// That there may ever be.
+pub fn cpus() -> Result<u32, LoadError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
 }
 
 pub fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {

@@ -5,20 +5,23 @@ use std::{
     fs::File,
     net::{IpAddr, Ipv6Addr},
     os::fd::BorrowedFd,
+    path::Path,
     sync::atomic::Ordering,
 };
 
 use netobs_common::{Counters, EGRESS, INGRESS, counter_index, events::kind};
 
 use super::{
-    attachments::{Attach, AttachError, Attachments},
+    attachments::{Attach, AttachError, Attachments, Counted},
     events::{EventRing, Holders, monotonic_ns},
     flows::{self, Flow},
-    object::{LoadError, Object, Options},
+    object::{self, LoadError, Object, Options},
+    pins::{Pins, Record},
+    resolvers::Resolvers,
     slots::Slots,
 };
 use crate::{
-    model::{FlowCount, FlowEnd, FlowRecord, InterfaceKey},
+    model::{Baseline, FlowCount, FlowEnd, FlowRecord, InterfaceKey, KernelStats, Removal},
     netlink::{Entrance, Netlink},
 };
 
@@ -43,6 +46,9 @@ pub struct Observer {
     holders: Holders,
     /// Read while there was nobody to tell.
     flows: Vec<FlowRecord>,
+    /// All of them, since the draining began, and in this peeking.
+    flows_are_read: bool,
+    flows_are_peeked: bool,
 }
 
 impl Observer {
@@ -51,11 +57,31 @@ impl Observer {
     /// # Errors
     /// Without the privileges, on kernels without BPF, or when the verifier refuses.
     pub fn load(options: Options) -> Result<Self, LoadError> {
-        let (object, hooks) = Object::load(&options)?;
-        let attachments = Attachments::new(hooks, options.mode, Slots::new(options.max_interfaces))
+        Self::load_with(options, None)
+    }
+
+    /// The same; what is attached to interfaces of the host outlives the process by pins in this folder, and what
+    /// an earlier one has pinned there goes on.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; and if the folder is not to be had.
+    pub fn load_pinned(options: Options, folder: &Path) -> Result<Self, LoadError> {
+        let pins = Pins::open(folder, options.max_interfaces, object::cpus()?)?;
+        let observer = Self::load_with(options, Some(pins))?;
+        if let Some(pins) = observer.attachments.pins() {
+            pins.finish();
+        }
+        Ok(observer)
+    }
+
+    fn load_with(options: Options, pins: Option<Pins>) -> Result<Self, LoadError> {
+        let (object, hooks) = Object::load(&options, pins.as_ref())?;
+        let attachments = Attachments::new(hooks, options.mode, Slots::new(options.max_interfaces), pins)
             .map_err(LoadError::Netlink)?;
         let (leaving, gone, flows) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        Ok(Self { object, attachments, leaving, gone, holders: Holders::default(), flows })
+        let holders = Holders::default();
+        let (flows_are_read, flows_are_peeked) = (true, false);
+        Ok(Self { object, attachments, leaving, gone, holders, flows, flows_are_read, flows_are_peeked })
     }
 
     /// The loaded program that finds its slot by ifindex, for `BPF_PROG_TEST_RUN`, which has no filter.
@@ -68,14 +94,21 @@ impl Observer {
         self.object.events.take()
     }
 
-    /// Takes a slot for what `attach` attaches; gives it back if it could not.
+    /// Takes a slot for what `attach` attaches; gives it back if it could not. `senders` is the direction in which
+    /// the container sends, where source MAC addresses are compared.
     fn hold(
         &mut self,
         key: InterfaceKey,
         of_host: bool,
+        senders: Option<u32>,
         attach: impl FnOnce(&mut Attachments, u32) -> Result<(), AttachError>,
     ) -> Result<(), AttachError> {
         let slot = self.take_slot()?;
+        if self.attachments.pins().is_some() {
+            // A process that was killed may have left it in any state.
+            self.zero(slot);
+        }
+        self.object.senders.begin(slot, senders);
         self.holders.enter(slot, key, of_host, monotonic_ns());
         let attached = attach(&mut self.attachments, slot);
         if attached.is_err() {
@@ -93,7 +126,11 @@ impl Observer {
             }
             self.begin_flows();
             flows::wait_for_programs();
-            self.flows = self.finish_flows();
+            let mut read = std::mem::take(&mut self.flows);
+            while let Some(records) = self.finish_flows() {
+                read.extend(records);
+            }
+            self.flows = read;
         }
         self.attachments.take()
     }
@@ -105,8 +142,30 @@ impl Observer {
         BySlot(attached.chain(leaving).collect())
     }
 
+    /// Slots whose flows have been read twice since they were let go are free.
+    fn clear_drained(&mut self) {
+        let mut over = Vec::new();
+        for slot in std::mem::take(&mut self.gone) {
+            match self.leaving.get_mut(&slot) {
+                Some(leaving) if leaving.drained => over.push(slot),
+                Some(leaving) => leaving.drained = true,
+                None => {}
+            }
+        }
+        for slot in over {
+            self.leaving.remove(&slot);
+            self.clear(slot);
+        }
+    }
+
     /// Zeroes a slot for whoever has it next.
     fn clear(&mut self, slot: u32) {
+        self.zero(slot);
+        self.attachments.release(slot);
+    }
+
+    fn zero(&self, slot: u32) {
+        self.object.senders.end(slot);
         for cpu in 0..self.object.cpus {
             for direction in [INGRESS, EGRESS] {
                 for word in self.block(cpu, slot, direction) {
@@ -114,7 +173,6 @@ impl Observer {
                 }
             }
         }
-        self.attachments.release(slot);
     }
 
     fn block(&self, cpu: u32, slot: u32, direction: u32) -> &[std::sync::atomic::AtomicU64] {
@@ -122,17 +180,20 @@ impl Observer {
         self.object.counters.words(index * Counters::WORDS, Counters::WORDS)
     }
 
-    fn read_slot(&self, slot: u32) -> [Counters; 2] {
-        [INGRESS, EGRESS].map(|direction| {
-            let mut sum = [0u64; Counters::WORDS];
-            for cpu in 0..self.object.cpus {
-                for (sum, word) in sum.iter_mut().zip(self.block(cpu, slot, direction)) {
-                    *sum += word.load(Ordering::Relaxed);
-                }
+    fn read_slot(&self, slot: u32) -> Counted {
+        let [ingress, egress] = [INGRESS, EGRESS].map(|direction| self.read_counters(slot, direction));
+        Counted { ingress, egress, senders: self.object.senders.read(slot) }
+    }
+
+    fn read_counters(&self, slot: u32, direction: u32) -> Counters {
+        let mut sum = [0u64; Counters::WORDS];
+        for cpu in 0..self.object.cpus {
+            for (sum, word) in sum.iter_mut().zip(self.block(cpu, slot, direction)) {
+                *sum += word.load(Ordering::Relaxed);
             }
-            // SAFETY: Counters is u64s only, in repr(C), and as many words long.
-            unsafe { std::mem::transmute::<[u64; Counters::WORDS], Counters>(sum) }
-        })
+        }
+        // SAFETY: Counters is u64s only, in repr(C), and as many words long.
+        unsafe { std::mem::transmute::<[u64; Counters::WORDS], Counters>(sum) }
     }
 }
 
@@ -146,7 +207,53 @@ impl Attach for Observer {
     }
 
     fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError> {
-        self.hold(key, true, |attachments, slot| attachments.attach(key, slot, ifindex, bridge))
+        let senders = (!bridge).then_some(INGRESS);
+        self.hold(key, true, senders, |attachments, slot| attachments.attach(key, slot, ifindex, bridge))
+    }
+
+    fn adopt(&mut self, key: InterfaceKey, ifindex: u32, mac: &[u8]) -> Option<Record> {
+        let is_it = |record: &Record| record.ifindex == ifindex && record.mac == padded(mac);
+        let pins = self.attachments.pins()?;
+        let mut records =
+            self.attachments.reserved().iter().filter_map(|slot| Some((*slot, pins.record(*slot)?)));
+        let (slot, record) = records.find(|(_, record)| is_it(record))?;
+        if let Err(error) = self.attachments.adopt(key, slot, &record) {
+            tracing::warn!(%error, ifindex, "go on with what is pinned");
+            return None;
+        }
+        self.holders.enter(slot, key, true, monotonic_ns());
+        Some(record)
+    }
+
+    fn remember(&mut self, key: InterfaceKey, mac: &[u8], baseline: Baseline, kernel: &KernelStats) {
+        if let (Some(slot), Some((ifindex, bridge)), Some(pins)) =
+            (self.attachments.slot(key), self.attachments.on_host(key), self.attachments.pins())
+        {
+            pins.write(slot, &Record { ifindex, bridge, mac: padded(mac), baseline, kernel: *kernel });
+        }
+    }
+
+    fn remember_baseline(&mut self, key: InterfaceKey, baseline: Baseline) {
+        if let (Some(slot), Some(pins)) = (self.attachments.slot(key), self.attachments.pins())
+            && let Some(record) = pins.record(slot)
+        {
+            pins.write(slot, &Record { baseline, ..record });
+        }
+    }
+
+    fn forget_others(&mut self) {
+        for slot in self.attachments.take_reserved() {
+            if let Some(pins) = self.attachments.pins() {
+                pins.clear(slot);
+            }
+            self.clear(slot);
+        }
+        if let Some(pins) = self.attachments.pins() {
+            pins.remove_links_but(&pins.records());
+            self.attachments.retain_in_directory();
+            // Who was killed before it had written a record, or given a slot back, has left them.
+            self.attachments.free().for_each(|slot| self.object.senders.end(slot));
+        }
     }
 
     fn attach_inside(
@@ -156,16 +263,16 @@ impl Attach for Observer {
         netlink: &mut Netlink,
         ifindex: u32,
     ) -> Result<(), AttachError> {
-        self.hold(key, false, |attachments, slot| {
+        self.hold(key, false, Some(EGRESS), |attachments, slot| {
             attachments.attach_inside(key, slot, entrance, netlink, ifindex)
         })
     }
 
     fn attach_cgroup(&mut self, key: InterfaceKey, cgroup: &File) -> Result<(), AttachError> {
-        self.hold(key, false, |attachments, slot| attachments.attach_cgroup(key, slot, cgroup))
+        self.hold(key, false, None, |attachments, slot| attachments.attach_cgroup(key, slot, cgroup))
     }
 
-    fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
+    fn detach(&mut self, key: InterfaceKey) -> Option<Counted> {
         let of_host = self.attachments.is_of_host(key);
         let slot = self.attachments.detach(key)?;
         let last = self.read_slot(slot);
@@ -177,53 +284,61 @@ impl Attach for Observer {
         Some(last)
     }
 
-    fn read(&self, key: InterfaceKey) -> Option<[Counters; 2]> {
+    fn read(&self, key: InterfaceKey) -> Option<Counted> {
         self.attachments.slot(key).map(|slot| self.read_slot(slot))
     }
 
     /// Memory reads only, no system call.
-    fn read_all(&self) -> Vec<(InterfaceKey, [Counters; 2])> {
+    fn read_all(&self) -> Vec<(InterfaceKey, Counted)> {
         self.attachments.slots().map(|(key, slot)| (key, self.read_slot(slot))).collect()
+    }
+
+    fn correct_sender(&mut self, key: InterfaceKey, mac: [u8; 6]) {
+        let Some(slot) = self.attachments.slot(key) else { return };
+        let passed =
+            |direction| self.read_counters(slot, direction).class.iter().map(|count| count.packets).sum();
+        self.object.senders.correct(slot, mac, passed);
     }
 
     fn begin_flows(&mut self) {
         self.gone = self.leaving.keys().copied().collect();
+        self.flows_are_read = false;
         if let Some(flows) = &mut self.object.flows {
             flows.begin();
         }
     }
 
-    fn finish_flows(&mut self) -> Vec<FlowRecord> {
+    fn finish_flows(&mut self) -> Option<Vec<FlowRecord>> {
+        if self.flows_are_read {
+            return None;
+        }
         let mut records = std::mem::take(&mut self.flows);
         let interfaces = self.interfaces_by_slot();
-        let Some(flows) = &mut self.object.flows else { return records };
-        let read = flows.finish(&self.gone, |flow| records.extend(interfaces.record(&flow)));
-        if let Err(error) = read {
+        let read = match &mut self.object.flows {
+            Some(flows) => flows.finish(&self.gone, |flow| records.extend(interfaces.record(&flow))),
+            None => Ok(true),
+        };
+        self.flows_are_read = read.unwrap_or_else(|error| {
             tracing::warn!(%error, "read the flows that found no cell");
+            true
+        });
+        if self.flows_are_read {
+            self.clear_drained();
         }
-        let mut over = Vec::new();
-        for slot in std::mem::take(&mut self.gone) {
-            match self.leaving.get_mut(&slot) {
-                Some(leaving) if leaving.drained => over.push(slot),
-                Some(leaving) => leaving.drained = true,
-                None => {}
-            }
-        }
-        for slot in over {
-            self.leaving.remove(&slot);
-            self.clear(slot);
-        }
-        records
+        Some(records)
     }
 
-    /// What flows in cells have counted.
-    fn peek_flows(&mut self) -> Vec<FlowRecord> {
+    fn peek_flows(&mut self) -> Option<Vec<FlowRecord>> {
+        if std::mem::take(&mut self.flows_are_peeked) {
+            return None;
+        }
         let mut records = std::mem::take(&mut self.flows);
         let interfaces = self.interfaces_by_slot();
-        if let Some(flows) = &mut self.object.flows {
-            flows.peek(|flow| records.extend(interfaces.record(&flow)));
-        }
-        records
+        self.flows_are_peeked = match &mut self.object.flows {
+            Some(flows) => flows.peek(|flow| records.extend(interfaces.record(&flow))),
+            None => true,
+        };
+        Some(records)
     }
 
     fn observes_resolvers(&self) -> bool {
@@ -248,12 +363,25 @@ impl Attach for Observer {
         }
     }
 
+    fn look_after_resolvers(&mut self) -> Vec<Removal> {
+        self.object.resolvers.as_mut().map(Resolvers::look_after).unwrap_or_default()
+    }
+
     fn holder(&self, kind: u8, slot: u32, time_ns: u64) -> Option<(InterfaceKey, bool)> {
         if u32::from(kind) == kind::EMBEDDED {
             return self.object.resolvers.as_ref()?.holder(slot, time_ns).map(|key| (key, false));
         }
         self.holders.at(slot, time_ns)
     }
+}
+
+/// A MAC address as records have it.
+fn padded(mac: &[u8]) -> [u8; 8] {
+    let mut padded = [0; 8];
+    for (to, from) in padded.iter_mut().zip(mac) {
+        *to = *from;
+    }
+    padded
 }
 
 /// Attachments by slot, and whether they are to interfaces of the host.

@@ -9,13 +9,14 @@ use std::{
 use aya::programs::ProgramFd;
 
 use super::{
+    attach::Standing,
     attachments::AttachError,
-    clsact,
+    clsact::{self, Lasting},
     events::{Holders, monotonic_ns},
     slots::Slots,
 };
 use crate::{
-    model::InterfaceKey,
+    model::{InterfaceKey, Removal},
     netlink::{Entrance, Netlink},
 };
 
@@ -48,7 +49,7 @@ impl Resolvers {
         let slot = self.slots.take().ok_or_else(|| AttachError::Full(self.slots.capacity()))?;
         self.holders.enter(slot, key, false, monotonic_ns());
         let program: BorrowedFd<'_> = self.program.as_fd();
-        match clsact::Filter::add(netlink, program, LOOPBACK, false, slot) {
+        match clsact::Filter::add(netlink, program, LOOPBACK, false, slot, Lasting::Process) {
             Ok(filter) => {
                 self.held.insert(key, (slot, entrance, filter));
                 Ok(())
@@ -69,6 +70,28 @@ impl Resolvers {
         {
             tracing::warn!(%error, ?filter, "remove a clsact filter");
         }
+    }
+
+    /// Attaches anew where others have removed the filter or put one before it; how often each happened.
+    pub fn look_after(&mut self) -> Vec<Removal> {
+        let mut repaired = Vec::new();
+        let program: BorrowedFd<'_> = self.program.as_fd();
+        for (slot, entrance, filter) in self.held.values_mut() {
+            let Ok(mut netlink) = entrance.connect() else { continue };
+            let reason = match filter.standing(&mut netlink) {
+                Ok(Standing::Gone) => Removal::FilterRemoved,
+                // It only tells of messages: whoever is before it is left there.
+                Ok(Standing::First | Standing::Behind) | Err(_) => continue,
+            };
+            match clsact::Filter::add(&mut netlink, program, LOOPBACK, false, *slot, Lasting::Process) {
+                Ok(again) => {
+                    repaired.push(if again.made_qdisc { Removal::QdiscRemoved } else { reason });
+                    *filter = again;
+                }
+                Err(error) => tracing::warn!(%error, "attach again to a name server inside a container"),
+            }
+        }
+        repaired
     }
 
     /// Who had a slot at a time.

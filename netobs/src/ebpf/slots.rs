@@ -35,6 +35,16 @@ impl Slots {
         u32::try_from(slot).ok()
     }
 
+    /// A certain one; false if it is in use.
+    pub fn take_exactly(&mut self, slot: u32) -> bool {
+        self.used.get_mut(slot as usize).is_some_and(|used| !std::mem::replace(used, true))
+    }
+
+    /// Those that nobody has.
+    pub fn free(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).zip(&self.used).filter(|(_, used)| !**used).map(|(slot, _)| slot)
+    }
+
     pub fn release(&mut self, slot: u32) {
         if let Some(used) = self.used.get_mut(slot as usize) {
             *used = false;
@@ -51,8 +61,12 @@ mod tests {
         let mut slots = Slots::new(2);
         assert_eq!((slots.take(), slots.take(), slots.take()), (Some(0), Some(1), None));
         slots.release(0);
+        assert!(slots.free().eq([0]));
         assert_eq!(slots.take(), Some(0));
         assert_eq!(slots.capacity(), 2);
+        assert!(!slots.take_exactly(0) && !slots.take_exactly(2));
+        slots.release(1);
+        assert!(slots.take_exactly(1) && slots.take().is_none());
     }
 
     #[test]

@@ -13,13 +13,13 @@ use aya::{
     maps::{HashMap, MapData, RingBuf},
 };
 use netobs_common::{
-    Counters, DIRECTIONS,
+    DIRECTIONS,
     trace::{TraceCounts, TraceHeader, trace_index},
 };
 
 use super::{
     attach::AttachMode,
-    attachments::{Attach, AttachError, Attachments},
+    attachments::{Attach, AttachError, Attachments, Counted},
     directory::Directory,
     hooks::{Hooks, Names, PairNames},
     mapping::Mapping,
@@ -108,7 +108,7 @@ impl Tracer {
         let counts = map_array(&ebpf, "COUNTS", words)?;
         let ring = Ring(RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?);
         let slots = Slots::in_turn(options.max_interfaces);
-        let attachments = Attachments::new(hooks, options.mode, slots).map_err(LoadError::Netlink)?;
+        let attachments = Attachments::new(hooks, options.mode, slots, None).map_err(LoadError::Netlink)?;
         let tracer = Self {
             attachments,
             counts,
@@ -250,17 +250,17 @@ impl Attach for Tracer {
         self.find(key, Candidate::Cgroup(cgroup), None)
     }
 
-    fn detach(&mut self, key: InterfaceKey) -> Option<[Counters; 2]> {
+    fn detach(&mut self, key: InterfaceKey) -> Option<Counted> {
         self.candidates.remove(&key)?;
         self.let_go(key);
-        Some([Counters::ZERO; 2])
+        Some(Counted::ZERO)
     }
 
-    fn read(&self, key: InterfaceKey) -> Option<[Counters; 2]> {
-        self.candidates.contains_key(&key).then_some([Counters::ZERO; 2])
+    fn read(&self, key: InterfaceKey) -> Option<Counted> {
+        self.candidates.contains_key(&key).then_some(Counted::ZERO)
     }
 
-    fn read_all(&self) -> Vec<(InterfaceKey, [Counters; 2])> {
+    fn read_all(&self) -> Vec<(InterfaceKey, Counted)> {
         Vec::new()
     }
 }
@@ -349,11 +349,18 @@ impl Ring {
     /// The next packet's header and bytes, handed to `each`; false if there is none.
     pub fn next(&mut self, each: impl FnOnce(&TraceHeader, &[u8])) -> bool {
         let Some(record) = self.0.next() else { return false };
-        let Some((header, room)) = record.split_at_checked(size_of::<TraceHeader>()) else { return true };
+        if let Some((header, bytes)) = Self::parts(&record) {
+            each(&header, bytes);
+        }
+        true
+    }
+
+    /// A record's header, and what there is of the packet.
+    pub(crate) fn parts(record: &[u8]) -> Option<(TraceHeader, &[u8])> {
+        let (header, room) = record.split_at_checked(size_of::<TraceHeader>())?;
         // SAFETY: as many bytes as the header has, of plain integers; read unaligned.
         let header = unsafe { header.as_ptr().cast::<TraceHeader>().read_unaligned() };
-        each(&header, room.get(..header.captured as usize).unwrap_or(room));
-        true
+        Some((header, room.get(..header.captured as usize).unwrap_or(room)))
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacketSlice, EtherType};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{capture::Way, event::Event, state::State, update::InterfaceKey};
 
@@ -28,7 +28,7 @@ const MAX_CLAIMS: usize = 4;
 const ETHERNET_HEADER: usize = 14;
 
 /// From the container's side: `rx` is what it received.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ArpCounts {
     pub requests_rx: u64,
     pub requests_tx: u64,
@@ -62,7 +62,7 @@ impl std::ops::AddAssign for ArpCounts {
 }
 
 /// What is known of a container's ARP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ArpReport {
     #[serde(flatten)]
     pub counts: ArpCounts,
@@ -71,7 +71,7 @@ pub struct ArpReport {
 }
 
 /// An address that several claim.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Conflict {
     pub address: Ipv4Addr,
     pub network: Option<String>,

@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     published::contains,
@@ -14,7 +15,7 @@ use super::{
 };
 
 /// Decided once for a flow, and then for all of its packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// To or from a neighbour on the same network, or all of them (multicast, broadcast).
@@ -25,7 +26,7 @@ pub enum Class {
     Host,
     /// To a port of the container that is published, from outside of its network.
     PublishedPort,
-    /// In a network that was named as the cluster's.
+    /// A service of Kubernetes, or in a network that was named as the cluster's.
     Cluster,
     /// Anywhere else.
     External,
@@ -48,10 +49,12 @@ impl Class {
 }
 
 /// The other end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// A container, by ID.
     Container(String),
+    /// A service's address in the cluster (`NAMESPACE/NAME`): which of its pods is behind it is not seen here.
+    Service(Arc<str>),
     Elsewhere(Class),
 }
 
@@ -112,6 +115,10 @@ impl<'a> Map<'a> {
         if address.is_loopback() {
             return elsewhere(Class::Host);
         }
+        // With IPVS the host has these addresses itself.
+        if let Some(service) = self.state.kubernetes.service_at(address) {
+            return (Class::Cluster, Peer::Service(Arc::clone(service)));
+        }
         let published = self.is_published(point, protocol, local.port);
         if self.is_hosts(point, address) {
             return elsewhere(if published { Class::PublishedPort } else { Class::Host });
@@ -155,7 +162,7 @@ impl<'a> Map<'a> {
             })
     }
 
-    fn is_published(&self, point: &Point, protocol: u8, port: u16) -> bool {
+    pub(super) fn is_published(&self, point: &Point, protocol: u8, port: u16) -> bool {
         self.state.containers.get(&point.container).is_some_and(|entry| entry.info.publishes(protocol, port))
     }
 
@@ -179,13 +186,15 @@ pub(super) fn is_for_neighbours(address: IpAddr) -> bool {
     }
 }
 
-/// Whether a point is known well enough to classify what passes it: by its engine, where there is any.
+/// Whether a point is known well enough to classify what passes it: by its engine, where there is any, and not
+/// before services are known, where they are asked for.
 pub fn is_settled(state: &State, point: &Point) -> bool {
     let engine_to_come = || state.any_engine();
-    state
-        .containers
-        .get(&point.container)
-        .is_some_and(|entry| entry.info.engine != super::state::PROC || !engine_to_come())
+    !state.kubernetes.awaited
+        && state
+            .containers
+            .get(&point.container)
+            .is_some_and(|entry| entry.info.engine != super::state::PROC || !engine_to_come())
 }
 
 impl State {
@@ -201,5 +210,161 @@ impl State {
             addresses: owner.inner.addresses.iter().chain(of_engine).copied().collect(),
             of_cgroup: entry.info.place == Place::Cgroup,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::model::{
+        ContainerInfo, ContainerState, Endpoint, NetworkInfo, Protocol, PublishedPort, ServiceInfo, Subnet,
+        Update,
+        flow::FlowOptions,
+        state::{PODS, SERVICES},
+    };
+
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    fn network(n: u8) -> NetworkInfo {
+        NetworkInfo {
+            id: format!("id{n}"),
+            name: format!("net{n}"),
+            driver: "bridge".to_owned(),
+            engine: "docker".to_owned(),
+            bridge: Some(format!("br{n}")),
+            subnets: vec![Subnet { subnet: format!("10.{n}.0.0/24"), gateway: Some(format!("10.{n}.0.1")) }],
+            ..NetworkInfo::default()
+        }
+    }
+
+    fn container(name: &str, network: u8, address: &str) -> Update {
+        Update::Container(ContainerInfo {
+            id: name.to_owned(),
+            name: name.to_owned(),
+            state: ContainerState::Running,
+            engine: "docker".to_owned(),
+            pid: Some(1),
+            endpoints: vec![Endpoint {
+                network: format!("net{network}"),
+                network_id: format!("id{network}"),
+                addresses: vec![address.parse().expect("an address")],
+                mac: None,
+            }],
+            published: vec![PublishedPort {
+                protocol: Protocol::Tcp,
+                container_port: 80,
+                host_address: None,
+                host_port: 8080,
+            }],
+            ..ContainerInfo::default()
+        })
+    }
+
+    /// `web` and `db` on one network, `other` on another; the host is 192.168.0.5 as well.
+    fn state() -> State {
+        let options = FlowOptions { cluster: vec!["10.96.0.0/12".to_owned()], ..FlowOptions::default() };
+        let mut state = State::new("auto", Duration::from_secs(300)).with_flows(options);
+        let now = Instant::now();
+        let host =
+            ["10.1.0.1", "10.2.0.1", "192.168.0.5"].map(|address| address.parse::<IpAddr>().expect("one"));
+        for update in [
+            Update::Networks { engine: "docker".to_owned(), networks: vec![network(1), network(2)] },
+            Update::HostAddresses(host.into()),
+            container("web", 1, "10.1.0.2"),
+            container("db", 1, "10.1.0.3"),
+            container("other", 2, "10.2.0.2"),
+        ] {
+            state.apply(update, now);
+        }
+        state
+    }
+
+    #[test]
+    fn where_the_other_end_is() {
+        let state = state();
+        let map = Map::new(&state);
+        let point = Point {
+            container: "web".to_owned(),
+            network: Some("net1".to_owned()),
+            addresses: vec!["10.1.0.2".parse().expect("an address")],
+            of_cgroup: false,
+        };
+        let of = |protocol, port, remote: &str| {
+            let end = |address: &str, port| FlowEnd { address: address.parse().expect("an address"), port };
+            map.classify(&point, protocol, end("10.1.0.2", port), end(remote, 40000))
+        };
+        let is = |name: &str| Peer::Container(name.to_owned());
+        let elsewhere = |class| (class, Peer::Elsewhere(class));
+        assert_eq!(of(TCP, 5000, "10.1.0.3"), (Class::SameNetwork, is("db")));
+        assert_eq!(of(TCP, 5000, "10.2.0.2"), (Class::OtherNetwork, is("other")));
+        assert_eq!(of(UDP, 5353, "224.0.0.251"), elsewhere(Class::SameNetwork));
+        assert_eq!(of(TCP, 5000, "10.1.0.99"), elsewhere(Class::SameNetwork), "nobody's, on its subnet");
+        assert_eq!(of(TCP, 5000, "10.2.0.99"), elsewhere(Class::OtherNetwork));
+        for host in ["10.1.0.1", "192.168.0.5", "127.0.0.1"] {
+            assert_eq!(of(TCP, 5000, host), elsewhere(Class::Host), "{host}");
+        }
+        assert_eq!(of(TCP, 5000, "10.97.3.4"), elsewhere(Class::Cluster));
+        assert_eq!(of(TCP, 5000, "203.0.113.9"), elsewhere(Class::External));
+        // At the port that is published, whoever comes from elsewhere, or through the host; other containers come
+        // as themselves.
+        for client in ["203.0.113.9", "10.1.0.1", "10.97.3.4"] {
+            assert_eq!(of(TCP, 80, client), elsewhere(Class::PublishedPort), "{client}");
+        }
+        assert_eq!(of(UDP, 80, "203.0.113.9"), elsewhere(Class::External), "TCP is published");
+        assert_eq!(of(TCP, 80, "10.1.0.3"), (Class::SameNetwork, is("db")));
+    }
+
+    #[test]
+    fn a_services_address_is_the_service() {
+        let mut state = state();
+        let now = Instant::now();
+        // The first is in the cluster's network, the second one of the host's own, as with IPVS.
+        let service = |name: &str, address: &str| {
+            let addresses = vec![address.parse().expect("an address")];
+            Update::Service(ServiceInfo { name: name.to_owned(), addresses })
+        };
+        state.apply(service("shop/web", "10.97.0.1"), now);
+        state.apply(service("shop/db", "192.168.0.5"), now);
+        let point = Point { container: "web".to_owned(), ..Point::default() };
+        let end = |address: &str| FlowEnd { address: address.parse().expect("an address"), port: 1 };
+        let of =
+            |state: &State, remote: &str| Map::new(state).classify(&point, TCP, end("10.1.0.2"), end(remote));
+        for (name, address) in [("shop/web", "10.97.0.1"), ("shop/db", "192.168.0.5")] {
+            assert_eq!(of(&state, address), (Class::Cluster, Peer::Service(name.into())));
+        }
+        state.apply(Update::ServiceRemoved { name: "shop/web".to_owned() }, now);
+        assert_eq!(of(&state, "10.97.0.1"), (Class::Cluster, Peer::Elsewhere(Class::Cluster)));
+    }
+
+    #[test]
+    fn flows_wait_for_services_and_not_for_ever() {
+        let point = Point { container: "web".to_owned(), ..Point::default() };
+        let told = Update::Services(Vec::new());
+        let refused = |feature| Update::Degraded { feature, why: "403".to_owned() };
+        for (update, settled) in [(told, true), (refused(SERVICES), true), (refused(PODS), false)] {
+            let mut state = state().on_node(None, true);
+            assert!(!is_settled(&state, &point));
+            state.apply(update, Instant::now());
+            assert_eq!(is_settled(&state, &point), settled);
+        }
+    }
+
+    #[test]
+    fn on_the_hosts_network_no_other_is_the_same() {
+        let state = state();
+        let map = Map::new(&state);
+        let point = Point {
+            container: "onhost".to_owned(),
+            network: Some("host".to_owned()),
+            addresses: Vec::new(),
+            of_cgroup: true,
+        };
+        let end = |address: &str| FlowEnd { address: address.parse().expect("an address"), port: 1 };
+        let of = |remote: &str| map.classify(&point, TCP, end("192.168.0.5"), end(remote));
+        assert_eq!(of("10.1.0.3"), (Class::OtherNetwork, Peer::Container("db".to_owned())));
+        assert_eq!(of("127.0.0.1"), (Class::Host, Peer::Elsewhere(Class::Host)));
     }
 }

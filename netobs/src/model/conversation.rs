@@ -1,12 +1,12 @@
 //! Flows as people talk of them: one line for a conversation, whichever ends of it are observed.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::{Instant, SystemTime},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     class::{Class, Peer},
@@ -22,11 +22,11 @@ use super::{
 /// Version of the JSON form: raised when a field is removed or changes its meaning.
 pub const VERSION: u32 = 1;
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Conversations {
     pub version: u32,
     /// Seconds since the epoch.
-    #[serde(serialize_with = "unix_seconds")]
+    #[serde(with = "unix_seconds")]
     pub time: SystemTime,
     /// Most bytes first.
     pub flows: Vec<Conversation>,
@@ -36,7 +36,7 @@ pub struct Conversations {
     pub unlisted: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Conversation {
     /// Who began it: sent the SYN, or the first packet that was seen.
     pub client: ConversationEnd,
@@ -50,9 +50,9 @@ pub struct Conversation {
     pub network: Option<String>,
     pub state: End,
     /// Seconds since the epoch, good to some milliseconds.
-    #[serde(serialize_with = "unix_seconds")]
+    #[serde(with = "unix_seconds")]
     pub first: SystemTime,
-    #[serde(serialize_with = "unix_seconds")]
+    #[serde(with = "unix_seconds")]
     pub last: SystemTime,
     /// TCP flags seen from each end, like `SYN,ACK,FIN`.
     pub client_flags: String,
@@ -64,17 +64,19 @@ pub struct Conversation {
     pub server_tcp: Option<TcpEnd>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ConversationEnd {
     /// Name and ID where it is a container.
     pub container: Option<String>,
     pub id: Option<String>,
+    /// `NAMESPACE/NAME`, where it is the address of a service of Kubernetes.
+    pub service: Option<String>,
     pub address: IpAddr,
     /// None where the protocol has no ports.
     pub port: Option<u16>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Icmp {
     #[serde(rename = "type")]
     pub kind: u8,
@@ -89,6 +91,11 @@ impl Conversation {
             end.container.as_deref() == Some(container)
                 || end.id.as_ref().is_some_and(|id| id.starts_with(container))
         })
+    }
+
+    /// Whether an end is a container of these, by whole IDs.
+    pub fn is_of_any(&self, ids: &BTreeSet<String>) -> bool {
+        [&self.client.id, &self.server.id].into_iter().flatten().any(|id| ids.contains(id))
     }
 
     /// Both ways, each packet once.
@@ -123,31 +130,31 @@ impl State {
         keep: impl Fn(&Conversation) -> bool,
         limit: usize,
     ) -> Conversations {
-        let by_container: HashMap<_, (&FlowId, &Flow)> = self
-            .flows
-            .flows
-            .iter()
-            .filter_map(|(id, flow)| {
-                let container = flow.known.as_ref()?.container.as_str();
-                Some(((container, id.local, id.remote, id.protocol), (id, flow)))
+        let kept = &self.flows.flows;
+        let by_container: HashMap<_, u32> = (0..)
+            .zip(kept.iter())
+            .filter_map(|(at, (id, flow))| {
+                let container = flow.known?.container.as_str();
+                Some(((container, id.local, id.remote, id.protocol), at))
             })
             .collect();
         let tcp = self.tcp_ends();
         let mut flows = Vec::new();
-        for (id, flow) in &self.flows.flows {
-            let other = flow.known.as_ref().and_then(|known| {
+        for (id, flow) in kept.iter() {
+            let other = flow.known.and_then(|known| {
                 let Peer::Container(peer) = &known.peer else { return None };
                 let (local, remote) =
-                    if is_icmp(id.protocol) { icmp_ends(id) } else { (id.remote, id.local) };
-                let (other, found) = by_container.get(&(peer.as_str(), local, remote, id.protocol))?;
-                let back = Peer::Container(known.container.clone());
-                (found.known.as_ref()?.peer == back).then_some((*other, *found))
+                    if is_icmp(id.protocol) { icmp_ends(&id) } else { (id.remote, id.local) };
+                let at = by_container.get(&(peer.as_str(), local, remote, id.protocol))?;
+                let (other, found) = kept.get(*at);
+                let is_back = matches!(&found.known?.peer, Peer::Container(back) if *back == known.container);
+                is_back.then_some((other, found))
             });
             // Told by its client's end, where both are there.
-            if other.is_some() && !is_first((id, flow), other) {
+            if other.is_some() && !is_first((&id, &flow), other) {
                 continue;
             }
-            let conversation = self.conversation((id, flow), other, &tcp, now, time);
+            let conversation = self.conversation((&id, &flow), other, &tcp, now, time);
             if keep(&conversation) {
                 flows.push(conversation);
             }
@@ -161,13 +168,13 @@ impl State {
     /// As one end has it, with the counts of the other where that is observed.
     fn conversation(
         &self,
-        (id, flow): (&FlowId, &Flow),
-        other: Option<(&FlowId, &Flow)>,
+        (id, flow): (&FlowId, &Flow<'_>),
+        other: Option<(FlowId, Flow<'_>)>,
         tcp: &TcpEnds<'_>,
         now: Instant,
         time: SystemTime,
     ) -> Conversation {
-        let known = flow.known.as_ref();
+        let known = flow.known;
         let of_other = other.map(|(_, flow)| flow);
         // An end that is observed and has no such flow has neither sent nor received any of it.
         let none = || known.filter(|known| self.observes(&known.peer)).map(|_| FlowCount::default());
@@ -175,16 +182,22 @@ impl State {
         let sent = of_other.map(|other| other.tx).or_else(none);
         let from_here = EdgeCount { sent: Some(flow.tx), received };
         let to_here = EdgeCount { sent, received: Some(flow.rx) };
-        let is_client = known.map_or_else(|| flow.tx.packets >= flow.rx.packets, |known| known.client);
+        let is_client = known.map_or_else(|| flow.tx.packets >= flow.rx.packets, |_| flow.client);
         let here = self.end(known.map(|known| known.container.as_str()), id.protocol, id.local);
-        let there = self.end(known.and_then(peer), id.protocol, id.remote);
+        let service = known.and_then(|known| match &known.peer {
+            Peer::Service(name) => Some(name.to_string()),
+            Peer::Container(_) | Peer::Elsewhere(_) => None,
+        });
+        let there = self.end(known.and_then(|known| peer(known)), id.protocol, id.remote);
+        let there = ConversationEnd { service, ..there };
         let (here_flags, there_flags) = (flags(flow.tx_flags), flags(flow.rx_flags));
         let wall = |at: Instant| time.checked_sub(now.saturating_duration_since(at)).unwrap_or(time);
         let tcp_end = |container: &str, local, remote| {
             (id.protocol == TCP).then(|| tcp.get(container, local, remote)).flatten()
         };
         let here_tcp = known.and_then(|known| tcp_end(&known.container, id.local, id.remote));
-        let there_tcp = known.and_then(peer).and_then(|peer| tcp_end(peer, id.remote, id.local));
+        let there_tcp =
+            known.and_then(|known| peer(known)).and_then(|peer| tcp_end(peer, id.remote, id.local));
         let [kind, code] = id.remote.port.to_be_bytes();
         let mut conversation = Conversation {
             client: here,
@@ -217,6 +230,7 @@ impl State {
         ConversationEnd {
             container: container.map(|id| self.container_name(id)),
             id: container.map(str::to_owned),
+            service: None,
             address: end.address,
             port: matches!(protocol, 6 | 17 | 132).then_some(end.port),
         }
@@ -226,18 +240,17 @@ impl State {
 fn peer(known: &Known) -> Option<&str> {
     match &known.peer {
         Peer::Container(id) => Some(id),
-        Peer::Elsewhere(_) => None,
+        Peer::Service(_) | Peer::Elsewhere(_) => None,
     }
 }
 
 /// Of two ends that are observed, which tells of both: the client; the lesser key if both or neither are.
-fn is_first(one: (&FlowId, &Flow), other: Option<(&FlowId, &Flow)>) -> bool {
-    let Some(other) = other else { return true };
-    let is_client = |(_, flow): (&FlowId, &Flow)| flow.known.as_ref().is_some_and(|known| known.client);
-    match (is_client(one), is_client(other)) {
+fn is_first((one, flow): (&FlowId, &Flow<'_>), other: Option<(FlowId, Flow<'_>)>) -> bool {
+    let Some((other, back)) = other else { return true };
+    match (flow.client, back.client) {
         (true, false) => true,
         (false, true) => false,
-        _ => one.0 < other.0,
+        _ => *one < other,
     }
 }
 

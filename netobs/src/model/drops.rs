@@ -4,17 +4,19 @@
 //! where more than one answer fits.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::{
     fold::display_name,
     published::contains,
-    snapshot::{Subnet, unix_seconds},
+    snapshot::{ByName, Subnet, unix_seconds},
+    state::NO_MAC,
     state::{State, is_live, network_of, shares_namespace},
     update::{InterfaceKind, Place},
 };
@@ -53,14 +55,14 @@ pub struct DropEvent {
 }
 
 /// What is known of netfilter's part from who called whom.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Netfilter {
     /// `prerouting`, `input`, `forward`, `output` or `postrouting`.
-    pub hook: Option<&'static str>,
+    pub hook: Option<Cow<'static, str>>,
     /// What decided: `nf_tables` (which iptables may be a face of), `ip_tables`, or the function's name.
     pub by: Option<String>,
     /// The table, where each has a function of its own (iptables before 5.16).
-    pub table: Option<&'static str>,
+    pub table: Option<Cow<'static, str>>,
     /// The function that asked netfilter.
     pub caller: String,
 }
@@ -95,12 +97,17 @@ impl Netfilter {
             Some("ip6table_security_hook") => (Some("ip6_tables"), Some("security")),
             other => (other, None),
         };
-        Self { hook, by: by.map(str::to_owned), table, caller: caller.to_owned() }
+        Self {
+            hook: hook.map(Cow::Borrowed),
+            by: by.map(str::to_owned),
+            table: table.map(Cow::Borrowed),
+            caller: caller.to_owned(),
+        }
     }
 }
 
 /// All events of one reason since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ReasonTotal {
     pub reason: String,
     pub events: u64,
@@ -116,12 +123,12 @@ pub struct DropSample {
     /// Since the start.
     pub by_reason: Vec<ReasonTotal>,
     /// Since the start, by cause.
-    pub lost: BTreeMap<&'static str, u64>,
+    pub lost: ByName,
     pub host: HostNames,
 }
 
 /// Where a packet came from or was to go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Party {
     pub address: Option<IpAddr>,
     pub container: Option<String>,
@@ -145,7 +152,7 @@ impl Party {
 }
 
 /// Where a packet was when it was dropped.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Location {
     /// `net:[INODE]`, as `readlink /proc/PID/ns/net` has it.
     pub namespace: Option<String>,
@@ -162,7 +169,7 @@ pub struct Location {
 }
 
 /// What rows are told apart by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct DropKind {
     pub reason: String,
     pub ordinary: bool,
@@ -181,16 +188,16 @@ pub struct DropKind {
     pub at: Location,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct DropRow {
     #[serde(flatten)]
     pub kind: DropKind,
     /// Since netobs looked, or since the row began.
     pub packets: u64,
     /// Seconds since the epoch, with fraction: when it was read, which is up to a second later than it was.
-    #[serde(serialize_with = "unix_seconds")]
+    #[serde(with = "unix_seconds")]
     pub first: SystemTime,
-    #[serde(serialize_with = "unix_seconds")]
+    #[serde(with = "unix_seconds")]
     pub last: SystemTime,
 }
 
@@ -221,11 +228,11 @@ pub enum EdgeEnd {
 
 /// All that is known of drops. Events are `packets` of the rows, and `forgotten`, `unlisted`, `ordinary`,
 /// what was lost, and what is `pending`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct DropReport {
     /// Those with the most packets first.
     pub rows: Vec<DropRow>,
-    #[serde(serialize_with = "reasons")]
+    #[serde(with = "reasons")]
     pub reasons: BTreeMap<String, ReasonTotal>,
     /// All that the tracepoint has told.
     pub events: u64,
@@ -233,7 +240,7 @@ pub struct DropReport {
     pub ordinary: u64,
     /// In no row, because the kernel's map of them was full (`full`) or could not be written (`busy`). Not
     /// even among the events are those for which the kernel left the program out (`recursion`).
-    pub lost: BTreeMap<&'static str, u64>,
+    pub lost: ByName,
     /// In no row, because there were too many.
     pub unlisted: u64,
     /// In rows that are no longer shown.
@@ -244,8 +251,27 @@ pub struct DropReport {
     pub edges: BTreeMap<DropEdge, u64>,
 }
 
-fn reasons<S: Serializer>(reasons: &BTreeMap<String, ReasonTotal>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(reasons.values())
+/// As a list: each says its name.
+mod reasons {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use super::ReasonTotal;
+
+    pub fn serialize<S: Serializer>(
+        reasons: &BTreeMap<String, ReasonTotal>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(reasons.values())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, ReasonTotal>, D::Error> {
+        let all = Vec::<ReasonTotal>::deserialize(deserializer)?;
+        Ok(all.into_iter().map(|one| (one.reason.clone(), one)).collect())
+    }
 }
 
 /// What the state keeps.
@@ -256,7 +282,7 @@ pub(super) struct DropState {
     unlisted: u64,
     forgotten: u64,
     by_reason: Vec<ReasonTotal>,
-    lost: BTreeMap<&'static str, u64>,
+    lost: ByName,
     /// When events were read last: what has ended since may have had a part in those that are read now.
     read: Option<Instant>,
 }
@@ -358,7 +384,7 @@ impl State {
         }
         let events = reasons.values().map(|total| total.events).sum();
         let ordinary = reasons.values().map(|total| total.ordinary).sum();
-        let lost: u64 = LOST_EVENTS.iter().filter_map(|cause| drops.lost.get(cause)).sum();
+        let lost: u64 = LOST_EVENTS.iter().filter_map(|cause| drops.lost.get(*cause)).sum();
         let listed: u64 = rows.iter().map(|row| row.packets).sum();
         let accounted = listed + drops.forgotten + drops.unlisted + ordinary + lost;
         Some(DropReport {
@@ -673,8 +699,6 @@ impl Directory {
         self.host_networks.get(&ifindex?).cloned()
     }
 }
-
-const NO_MAC: &str = "00:00:00:00:00:00";
 /// IANA numbers.
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
@@ -947,12 +971,12 @@ mod tests {
     fn netfilter_by_who_called_whom() {
         let forward = Netfilter::of("ip_forward", Some("nft_do_chain_ipv4"));
         assert_eq!(
-            (forward.hook, forward.by.as_deref(), forward.table),
+            (forward.hook.as_deref(), forward.by.as_deref(), forward.table.as_deref()),
             (Some("forward"), Some("nf_tables"), None)
         );
         let input = Netfilter::of("ip_local_deliver", Some("iptable_filter_hook"));
         assert_eq!(
-            (input.hook, input.by.as_deref(), input.table),
+            (input.hook.as_deref(), input.by.as_deref(), input.table.as_deref()),
             (Some("input"), Some("ip_tables"), Some("filter"))
         );
         let other = Netfilter::of("something_new", None);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use netobs_common::events::kind;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     arp::{Arp, ArpCounts, ArpReport},
@@ -15,6 +15,7 @@ use super::{
     dns::{DnsCounts, DnsSeen, MAX_NAMES, Outstanding, Path, Role, message},
     snapshot::Container,
     state::State,
+    traffic::Count,
     update::{FlowEnd, InterfaceKey},
 };
 
@@ -104,7 +105,7 @@ pub(super) struct EventTable {
 }
 
 /// What is known of a container's DNS.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DnsReport {
     /// By role and path; what there was none of is not there.
     pub messages: Vec<DnsMessages>,
@@ -112,6 +113,8 @@ pub struct DnsReport {
     pub malformed: u64,
     /// DNS messages that are neither queries nor their responses.
     pub other: u64,
+    /// Packets of TCP connections from and to port 53, both ways: what they ask is not read. None without flows.
+    pub over_tcp: Option<Count>,
     /// Why the engine's name server in its namespace is not observed, if there is one.
     pub embedded_unobserved: Option<String>,
     /// What it asked for most, first; none where that was not asked for.
@@ -120,7 +123,7 @@ pub struct DnsReport {
     pub other_names: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DnsMessages {
     pub role: Role,
     pub via: Path,
@@ -130,14 +133,14 @@ pub struct DnsMessages {
     pub counts: DnsCounts,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DnsName {
     pub name: String,
     pub queries: u64,
 }
 
 /// What of that was lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct EventHealth {
     /// That found the ring full.
     pub lost: LostEvents,
@@ -145,7 +148,7 @@ pub struct EventHealth {
     pub strays: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct LostEvents {
     pub dns: u64,
     pub embedded_dns: u64,
@@ -313,6 +316,7 @@ impl State {
             messages: messages.collect(),
             malformed: seen.malformed,
             other: seen.other,
+            over_tcp: self.containers.get(id).filter(|_| self.flows.is_on()).map(|entry| entry.dns_over_tcp),
             embedded_unobserved: self.events.unobserved.get(id).cloned(),
             names: self.events.looked.names.then_some(names),
             other_names: seen.other_names,
@@ -401,7 +405,13 @@ mod tests {
         };
         state.apply(attached, now);
         assert_eq!(counts(&state, now), Some((1, 0, 0)));
-        let gone = Sample { key: ETH0, ingress: Counters::ZERO, egress: Counters::ZERO, kernel: None };
+        let gone = Sample {
+            key: ETH0,
+            ingress: Counters::ZERO,
+            egress: Counters::ZERO,
+            senders: None,
+            kernel: None,
+        };
         state.apply(Update::Detached(Box::new(gone)), now);
         state.apply(batch(vec![query(10)], 11 * SECOND), now);
         assert_eq!(counts(&state, now), Some((1, 0, 1)));

@@ -5,6 +5,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::{Hash, Hasher},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +15,7 @@ use netobs_common::{FIRST, OPENED};
 use super::{
     class::{self, Class, Map, Peer, Point},
     edge::{EdgeKey, Edges},
+    kept::Kept,
     state::State,
     traffic::Count,
     update::{FlowCount, FlowEnd, FlowRecord, InterfaceKey},
@@ -46,21 +49,23 @@ pub struct FlowId {
     pub protocol: u8,
 }
 
-#[derive(Clone, Debug)]
-pub struct Flow {
+/// A flow as it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow<'a> {
     pub rx: FlowCount,
     pub tx: FlowCount,
-    /// Of `rx` and `tx`, what is in no sum yet.
-    pending: [FlowCount; 2],
     pub rx_flags: u8,
     pub tx_flags: u8,
     pub first: Instant,
     pub last: Instant,
-    /// None until it is known whose it is.
-    pub known: Option<Known>,
+    /// None until it is known whose it is. Until then it is in no sum; from then on all of it is.
+    pub known: Option<&'a Arc<Known>>,
+    /// Whether the container's end is the client; once it is known.
+    pub client: bool,
 }
 
-#[derive(Clone, Debug)]
+/// What many flows have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Known {
     pub class: Class,
     pub container: String,
@@ -68,10 +73,6 @@ pub struct Known {
     pub peer: Peer,
     /// The container sends and receives it under an address of its own: it doesn't merely pass it on.
     pub own: bool,
-    /// Of the service, if the protocol has ports.
-    pub port: u16,
-    /// Whether the container's end is the client.
-    pub client: bool,
 }
 
 /// By network and class, from the container's side: received, sent.
@@ -80,7 +81,7 @@ pub type ByClass = BTreeMap<(Option<String>, Class), [Count; 2]>;
 #[derive(Debug, Default)]
 pub struct Table {
     options: FlowOptions,
-    pub(super) flows: HashMap<FlowId, Flow>,
+    pub(super) flows: Kept,
     pub(super) edges: Edges,
     /// Attachments that were let go, and when: their flows may yet be told of.
     ended: BTreeMap<InterfaceKey, (Point, Instant)>,
@@ -93,6 +94,7 @@ const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const DNS_PORT: u16 = 53;
 const SCTP: u8 = 132;
 
 impl Table {
@@ -119,38 +121,7 @@ impl Table {
     }
 }
 
-impl Flow {
-    fn new(record: &FlowRecord) -> Self {
-        Self {
-            rx: FlowCount::default(),
-            tx: FlowCount::default(),
-            pending: Default::default(),
-            rx_flags: 0,
-            tx_flags: 0,
-            first: record.first,
-            last: record.last,
-            known: None,
-        }
-    }
-
-    fn add(&mut self, record: &FlowRecord) {
-        self.rx += record.rx;
-        self.tx += record.tx;
-        self.pending[0] += record.rx;
-        self.pending[1] += record.tx;
-        // Who was first is told by the CPU that was.
-        if record.first <= self.first {
-            self.first = record.first;
-            self.rx_flags &= !FIRST;
-            self.tx_flags &= !FIRST;
-            self.rx_flags |= record.rx_flags & FIRST;
-            self.tx_flags |= record.tx_flags & FIRST;
-        }
-        self.rx_flags |= record.rx_flags & !FIRST;
-        self.tx_flags |= record.tx_flags & !FIRST;
-        self.last = self.last.max(record.last);
-    }
-
+impl Flow<'_> {
     /// Whether the container is the client: it sent the SYN; else the first packet; of a TCP connection that
     /// was there before, the one with the greater port.
     fn is_client(&self, id: &FlowId) -> bool {
@@ -177,8 +148,12 @@ impl Flow {
     }
 }
 
+/// A flow that began so long ago does not wait any longer for more to be told of its container: there are some that no
+/// engine tells of.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// Why a flow is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum End {
     /// It is not.
@@ -205,78 +180,82 @@ impl State {
     /// Takes in what flows have counted.
     pub(super) fn flows(&mut self, records: &[FlowRecord]) {
         let mut table = std::mem::take(&mut self.flows);
-        let mut touched = Vec::with_capacity(records.len());
-        let mut unlisted: HashMap<FlowId, Flow> = HashMap::new();
-        for record in records {
-            let FlowRecord { interface, local, remote, protocol, .. } = *record;
-            let id = FlowId { interface, local, remote, protocol };
-            let full = table.flows.len() >= table.options.max_flows;
-            let flow = if full && !table.flows.contains_key(&id) {
-                unlisted.entry(id).or_insert_with(|| Flow::new(record))
-            } else {
-                table.flows.entry(id).or_insert_with(|| Flow::new(record))
-            };
-            flow.add(record);
-            touched.push(id);
-        }
-        table.unlisted += unlisted.len() as u64;
-        let mut settled = Vec::new();
+        let mut settled = Settled::default();
         {
             let map = Map::new(self);
             let mut points: HashMap<InterfaceKey, Option<Point>> = HashMap::new();
-            for id in touched {
-                let Some(flow) = table.flows.get_mut(&id).or_else(|| unlisted.get_mut(&id)) else { continue };
-                if flow.known.is_none() {
-                    let point = points
-                        .entry(id.interface)
-                        .or_insert_with(|| {
-                            let ended = table.ended.get(&id.interface).map(|(point, _)| point.clone());
-                            self.point(id.interface).or(ended).filter(|point| class::is_settled(self, point))
-                        })
-                        .as_ref();
-                    flow.known = point.map(|point| known(&map, point, &id, flow));
+            let mut unlisted = Kept::default();
+            let mut unknown = Vec::new();
+            for record in records {
+                let id = record.id();
+                let found = table.flows.find(&id);
+                let full = found.is_none() && table.flows.len() >= table.options.max_flows;
+                let flows = if full { &mut unlisted } else { &mut table.flows };
+                let found = if full { flows.find(&id) } else { found };
+                let at = found.unwrap_or_else(|| flows.insert(record));
+                flows.add(at, record);
+                match flows.standing(at) {
+                    Some(standing) => settled.add(&id, &standing, record.rx, record.tx),
+                    None => unknown.push((full, at, id.interface)),
                 }
-                settled.extend(flow.settle(&id));
+            }
+            // When all is in of what tells who the client is: a flow may be told of by several CPUs.
+            for (full, at, interface) in unknown {
+                let flows = if full { &mut unlisted } else { &mut table.flows };
+                if flows.standing(at).is_some() {
+                    continue;
+                }
+                let point = points.entry(interface).or_insert_with(|| {
+                    let ended = table.ended.get(&interface).map(|(point, _)| point.clone());
+                    self.point(interface).or(ended).filter(|point| class::is_settled(self, point))
+                });
+                if let Some(point) = point {
+                    tell(flows, at, &map, point, &mut settled);
+                }
+            }
+            table.unlisted += unlisted.len() as u64;
+            for (_, flow) in unlisted.iter().filter(|(_, flow)| flow.known.is_none()) {
+                settled.give_up(&flow);
             }
         }
-        for (id, mut flow) in unlisted {
-            settled.extend(flow.give_up(&id));
-        }
         self.flows = table;
-        for settled in settled {
-            self.settle(settled);
-        }
+        self.settle(settled);
     }
 
     /// Looks again at flows whose container was not known, and forgets those that are over.
     pub(super) fn expire_flows(&mut self, now: Instant) {
         let mut table = std::mem::take(&mut self.flows);
         let idle = table.options.idle;
-        let mut settled = Vec::new();
+        let mut settled = Settled::default();
         {
             let map = Map::new(self);
-            table.flows.retain(|id, flow| {
+            let mut points: HashMap<InterfaceKey, Option<Point>> = HashMap::new();
+            // From the last: what takes the place of one that is dropped has been looked at.
+            for at in (0..table.flows.len() as u32).rev() {
+                let (id, flow) = table.flows.get(at);
                 let over = now.saturating_duration_since(flow.last) >= idle;
+                let waited = now.saturating_duration_since(flow.first) >= PATIENCE;
                 if flow.known.is_none() {
-                    let ended = || table.ended.get(&id.interface).map(|(point, _)| point.clone());
-                    let point = self.point(id.interface).or_else(ended);
-                    flow.known = point
-                        .filter(|point| over || class::is_settled(self, point))
-                        .map(|point| known(&map, &point, id, flow));
-                    settled.extend(flow.settle(id));
+                    let point = points.entry(id.interface).or_insert_with(|| {
+                        let ended = || table.ended.get(&id.interface).map(|(point, _)| point.clone());
+                        self.point(id.interface).or_else(ended)
+                    });
+                    match point.as_ref().filter(|point| over || waited || class::is_settled(self, point)) {
+                        Some(point) => tell(&mut table.flows, at, &map, point, &mut settled),
+                        None if over => settled.give_up(&flow),
+                        None => {}
+                    }
                 }
                 if over {
-                    settled.extend(flow.give_up(id));
+                    table.flows.remove(at);
                 }
-                !over
-            });
+            }
         }
+        table.flows.shrink();
         table.ended.retain(|_, (_, at)| now.saturating_duration_since(*at) < idle.max(self.grace));
         table.edges.retain(|id| self.containers.contains_key(id));
         self.flows = table;
-        for settled in settled {
-            self.settle(settled);
-        }
+        self.settle(settled);
     }
 
     /// Whether what the other end sends and receives is counted there too.
@@ -287,95 +266,128 @@ impl State {
         })
     }
 
-    /// Adds what a flow has counted to the sums.
+    /// Adds what flows have counted to the sums.
     fn settle(&mut self, settled: Settled) {
-        let Settled { id, known, rx, tx } = settled;
-        let Some(known) = known else {
-            self.unclassified[0] += stack(rx);
-            self.unclassified[1] += stack(tx);
-            return;
-        };
-        if let Some(container) = self.containers.get_mut(&known.container) {
-            let [received, sent] = container.classes.entry((known.network.clone(), known.class)).or_default();
-            *received += stack(rx);
-            *sent += stack(tx);
-            if container.info.publishes(id.protocol, id.local.port) {
+        let Settled { sums, ports, unknown: [rx, tx] } = settled;
+        self.unclassified[0] += rx;
+        self.unclassified[1] += tx;
+        for (known, id, rx, tx) in ports {
+            if let Some(container) = self.containers.get_mut(&known.container) {
                 container.ports.add(id.protocol, id.local.port, id.remote.address, rx, tx);
             }
         }
-        if !known.own {
-            if let Some(container) = self.containers.get_mut(&known.container) {
-                container.foreign += stack(tx);
+        for ((Same(known), protocol, port), [rx, tx]) in sums {
+            let Known { class, container, network, peer, own } = &*known;
+            if let Some(container) = self.containers.get_mut(container) {
+                let [received, sent] = container.classes.entry((network.clone(), *class)).or_default();
+                *received += stack(rx);
+                *sent += stack(tx);
+                if !own {
+                    container.foreign += stack(tx);
+                }
+                if (protocol, port) == (TCP, DNS_PORT) {
+                    container.dns_over_tcp += stack(rx);
+                    container.dns_over_tcp += stack(tx);
+                }
             }
-            return;
-        }
-        let local = Peer::Container(known.container);
-        let edge = |source: &Peer, destination: &Peer| EdgeKey {
-            source: source.clone(),
-            destination: destination.clone(),
-            protocol: id.protocol,
-            port: known.port,
-        };
-        let observed = self.observes(&known.peer);
-        if tx != FlowCount::default() {
-            self.flows.edges.sent(edge(&local, &known.peer), tx, observed);
-        }
-        if rx != FlowCount::default() {
-            self.flows.edges.received(edge(&known.peer, &local), rx, observed);
+            if !own {
+                continue;
+            }
+            let local = Peer::Container(container.clone());
+            let edge = |source: &Peer, destination: &Peer| EdgeKey {
+                source: source.clone(),
+                destination: destination.clone(),
+                protocol,
+                port,
+            };
+            let observed = self.observes(peer);
+            if tx != FlowCount::default() {
+                self.flows.edges.sent(edge(&local, peer), tx, observed);
+            }
+            if rx != FlowCount::default() {
+                self.flows.edges.received(edge(peer, &local), rx, observed);
+            }
         }
     }
 }
 
-/// What is to be added to the sums.
+/// What a flow is known to be, and what that makes of its ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<'a> {
+    pub known: &'a Arc<Known>,
+    /// As [`Flow::client`].
+    pub client: bool,
+    /// The container's port is one that is published.
+    pub published: bool,
+}
+
+/// The same of one table: told apart by where it is.
+struct Same(Arc<Known>);
+
+impl PartialEq for Same {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Same {}
+
+impl Hash for Same {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+/// What is to be added to the sums: added up by what many flows have in common first.
+#[derive(Default)]
 struct Settled {
-    id: FlowId,
-    /// None: it was given up.
-    known: Option<Known>,
-    rx: FlowCount,
-    tx: FlowCount,
+    /// By protocol and port of the service.
+    sums: foldhash::HashMap<(Same, u8, u16), [FlowCount; 2]>,
+    /// Of published ports, whose clients are told apart.
+    ports: Vec<(Arc<Known>, FlowId, FlowCount, FlowCount)>,
+    /// Of flows of which it will not be known whose they were.
+    unknown: [Count; 2],
 }
 
-impl Flow {
-    /// What is in no sum yet, if it is known whose it is.
-    fn settle(&mut self, id: &FlowId) -> Option<Settled> {
-        let known = self.known.clone()?;
-        let [rx, tx] = self.take_pending()?;
-        Some(Settled { id: *id, known: Some(known), rx, tx })
-    }
-
-    /// What is in no sum yet and will not be known.
-    fn give_up(&mut self, id: &FlowId) -> Option<Settled> {
-        let [rx, tx] = self.take_pending()?;
-        let known = self.known.clone();
-        Some(Settled { id: *id, known, rx, tx })
-    }
-
-    fn take_pending(&mut self) -> Option<[FlowCount; 2]> {
-        let pending = std::mem::take(&mut self.pending);
-        (pending != [FlowCount::default(); 2]).then_some(pending)
-    }
-}
-
-fn known(map: &Map<'_>, point: &Point, id: &FlowId, flow: &Flow) -> Known {
-    let (class, peer) = map.classify(point, id.protocol, id.local, id.remote);
-    let client = flow.is_client(id);
-    let port = match id.protocol {
-        TCP | UDP | SCTP => {
-            if client {
-                id.remote.port
-            } else {
-                id.local.port
-            }
+impl Settled {
+    fn add(&mut self, id: &FlowId, standing: &Standing<'_>, rx: FlowCount, tx: FlowCount) {
+        let port = match id.protocol {
+            TCP | UDP | SCTP if standing.client => id.remote.port,
+            TCP | UDP | SCTP => id.local.port,
+            _ => 0,
+        };
+        let known = || Arc::clone(standing.known);
+        let sums = self.sums.entry((Same(known()), id.protocol, port)).or_default();
+        sums[0] += rx;
+        sums[1] += tx;
+        if standing.published {
+            self.ports.push((known(), *id, rx, tx));
         }
-        _ => 0,
-    };
+    }
+
+    fn give_up(&mut self, flow: &Flow<'_>) {
+        self.unknown[0] += stack(flow.rx);
+        self.unknown[1] += stack(flow.tx);
+    }
+}
+
+/// Finds out what a flow is, and has all of it added up.
+fn tell(flows: &mut Kept, at: u32, map: &Map<'_>, point: &Point, settled: &mut Settled) {
+    let (id, flow) = flows.get(at);
+    let (class, peer) = map.classify(point, id.protocol, id.local, id.remote);
     let address = id.local.address;
     let own = point.of_cgroup
         || point.addresses.is_empty()
         || point.addresses.contains(&address)
         || class::is_for_neighbours(address);
+    let client = flow.is_client(&id);
+    let published = map.is_published(point, id.protocol, id.local.port);
     let (container, network) = (point.container.clone(), point.network.clone());
-    Known { class, container, network, peer, own, port, client }
+    flows.tell(at, Known { class, container, network, peer, own }, client, published);
+    let (_, flow) = flows.get(at);
+    if let Some(standing) = flows.standing(at) {
+        settled.add(&id, &standing, flow.rx, flow.tx);
+    }
 }
 
 const fn stack(count: FlowCount) -> Count {

@@ -6,16 +6,16 @@ use std::{
 };
 
 use super::{
-    class::Peer,
+    class::{Class, Peer},
     edge::{EdgeCount, EdgeKey},
     published::Surroundings,
     snapshot::{
         AgentHealth, Baseline, ClassTraffic, Container, ContainerInterface, Drops, Edge, EdgeEnd, Endpoint,
-        FlowHealth, Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot,
+        FlowHealth, Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot, by_name,
     },
     state::{ContainerEntry, InterfaceEntry, Retired, Side, State, is_live, shares_namespace},
     traffic::Traffic,
-    update::{InterfaceKind, Namespace, NetworkInfo, Owner, Place},
+    update::{InterfaceKind, Namespace, NetworkInfo, Owner, Place, Removal},
 };
 
 /// Digits of an ID that stand for a name where there is none, as `docker ps` has it.
@@ -66,14 +66,20 @@ impl State {
                 unattached: self.unattached.values().cloned().collect(),
                 attach_latency: self.attach_latency.clone(),
                 event_overruns: self.event_overruns,
+                reattached: by_name(
+                    Removal::ALL.map(|why| (why.name(), self.reattached.get(&why).copied().unwrap_or(0))),
+                ),
                 tcp: self.tcp_status(),
                 events: self.event_health(),
+                http: None,
+                otlp: None,
                 flows: self.flows.is_on().then(|| FlowHealth {
                     listed: self.flows.flows.len(),
                     unlisted: self.flows.unlisted,
                     unclassified_rx: self.unclassified[0],
                     unclassified_tx: self.unclassified[1],
                     other_edges: *self.flows.edges.other(),
+                    other_edges_once: self.flows.edges.other_once(),
                 }),
                 unattributed_interfaces: self
                     .interfaces
@@ -111,9 +117,19 @@ impl State {
     fn edge_end(&self, peer: &Peer) -> EdgeEnd {
         match peer {
             Peer::Container(id) => {
-                EdgeEnd { container: Some(self.container_name(id)), id: Some(id.clone()), class: None }
+                let pod = self.containers.get(id).and_then(|entry| entry.info.pod.as_ref());
+                EdgeEnd {
+                    container: Some(self.container_name(id)),
+                    id: Some(id.clone()),
+                    namespace: pod.map(|pod| pod.namespace.clone()),
+                    pod: pod.map(|pod| pod.name.clone()),
+                    ..EdgeEnd::default()
+                }
             }
-            Peer::Elsewhere(class) => EdgeEnd { container: None, id: None, class: Some(*class) },
+            Peer::Service(name) => {
+                EdgeEnd { service: Some(name.to_string()), class: Some(Class::Cluster), ..EdgeEnd::default() }
+            }
+            Peer::Elsewhere(class) => EdgeEnd { class: Some(*class), ..EdgeEnd::default() },
         }
     }
 
@@ -147,7 +163,7 @@ impl State {
                 None => side.before,
             };
             let interface = interfaces.entry(key).or_default();
-            interface.name = Some(owner.inner.name.clone());
+            interface.name = some(&owner.inner.name);
             interface.ifindex = Some(owner.inner.ifindex).filter(|ifindex| *ifindex != 0);
             interface.observed = Some(live.info.place);
             interface.kind = Some(live.info.kind);
@@ -155,6 +171,9 @@ impl State {
             if live.info.place == Place::Host {
                 interface.host_interface = Some(live.info.name.clone());
                 interface.host_ifindex = Some(live.info.ifindex);
+            }
+            if live.info.place == Place::Inside {
+                interface.difference = live.reconciled.difference;
             }
             interface.mac = some(&owner.inner.mac);
             interface.addresses.clone_from(&owner.inner.addresses);
@@ -199,6 +218,7 @@ impl State {
             state: info.state,
             engine: info.engine.clone(),
             compose: info.compose.clone(),
+            pod: info.pod.as_ref().map(|pod| self.kubernetes.identified(pod)),
             network_mode: some(&info.network_mode),
             namespace: entry.namespace.as_ref().map(|namespace| format!("net:[{}]", namespace.identity.1)),
             members: self.members(id, entry),
@@ -213,6 +233,9 @@ impl State {
             drops,
             published: self.fold_published(entry, owned),
             tcp: self.fold_tcp(entry),
+            foreign_mac: owned
+                .iter()
+                .fold(entry.foreign_mac, |sum, (live, _)| sum_some(sum, live.foreign_mac())),
             foreign_address: self.flows.is_on().then_some(entry.foreign),
             dns: None,
             arp: None,
@@ -346,6 +369,9 @@ impl State {
             rx: entry.ingress,
             tx: entry.egress,
             baseline: entry.baseline.unwrap_or_default(),
+            reattached: entry.reattached,
+            missed: entry.missed,
+            difference: entry.reconciled.difference,
             drops: entry.drops(),
         }
     }
@@ -390,7 +416,7 @@ fn add_earlier(interface: &mut ContainerInterface, side: Side) {
 
 fn ended_interface((name, network): &(String, Option<String>), retired: &Retired) -> ContainerInterface {
     ContainerInterface {
-        name: Some(name.clone()),
+        name: some(name),
         observed: retired.place,
         kind: retired.kind,
         network: network.clone(),
@@ -425,7 +451,7 @@ fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn sum_some<T: std::ops::Add<Output = T>>(a: Option<T>, b: Option<T>) -> Option<T> {
+pub(super) fn sum_some<T: std::ops::Add<Output = T>>(a: Option<T>, b: Option<T>) -> Option<T> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a + b),
         (a, b) => a.or(b),
@@ -497,6 +523,17 @@ impl Rates {
 }
 
 impl Baseline {
+    /// What of it came after `earlier`. How far off it may be is as of the whole.
+    pub(super) const fn since(self, earlier: Self) -> Self {
+        Self {
+            rx_packets: self.rx_packets.saturating_sub(earlier.rx_packets),
+            rx_bytes: self.rx_bytes.saturating_sub(earlier.rx_bytes),
+            tx_packets: self.tx_packets.saturating_sub(earlier.tx_packets),
+            tx_bytes: self.tx_bytes.saturating_sub(earlier.tx_bytes),
+            uncertain_packets: self.uncertain_packets.saturating_sub(earlier.uncertain_packets),
+        }
+    }
+
     pub(super) fn swapped(self) -> Self {
         Self {
             rx_packets: self.tx_packets,

@@ -3,12 +3,13 @@
 //! Its JSON form is documented in `docs/snapshot.schema.json`.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::{
     arp::ArpReport,
@@ -16,20 +17,30 @@ use super::{
     drops::DropReport,
     edge::EdgeCount,
     event::{DnsReport, EventHealth},
+    reconcile::Difference,
+    sender::ForeignMac,
     tcp::TcpHealth,
     traffic::{Count, Traffic},
-    update::{ContainerState, InterfaceKind, Place, Protocol},
+    update::{ContainerState, FlowCount, InterfaceKind, Place, Protocol},
+    workload::Workload,
 };
+
+/// Numbers by the name of what they are of: a cause, a reason, a code.
+pub type ByName = BTreeMap<Cow<'static, str>, u64>;
+
+pub fn by_name(numbers: impl IntoIterator<Item = (&'static str, u64)>) -> ByName {
+    numbers.into_iter().map(|(name, number)| (Cow::Borrowed(name), number)).collect()
+}
 
 /// Version of the JSON form: raised when a field is removed or changes its meaning.
 pub const SCHEMA_VERSION: u32 = 1;
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Snapshot {
     /// [`SCHEMA_VERSION`].
     pub version: u32,
     /// Seconds since the epoch, with fraction.
-    #[serde(rename = "time", serialize_with = "unix_seconds")]
+    #[serde(rename = "time", with = "unix_seconds")]
     pub time: SystemTime,
     /// Since the sample that rates are taken from; none before there are two.
     pub interval_seconds: Option<f64>,
@@ -49,7 +60,7 @@ pub struct Snapshot {
 }
 
 /// A container. Directions are its own: `rx` is what it receives.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Container {
     /// Full ID.
     pub id: String,
@@ -59,6 +70,8 @@ pub struct Container {
     pub state: ContainerState,
     pub engine: String,
     pub compose: Option<Compose>,
+    /// The pod that it is of, or the sandbox of.
+    pub pod: Option<Pod>,
     /// `bridge`, `host`, `none`, `container:ID`, a network's name; none: not known.
     pub network_mode: Option<String>,
     /// Its network namespace, as `readlink /proc/PID/ns/net` shows it: the same for all that share it.
@@ -75,7 +88,7 @@ pub struct Container {
     /// Observed, over all its interfaces, those that are gone included.
     pub rx: Traffic,
     pub tx: Traffic,
-    /// What its interfaces had passed before netobs attached; all told is this and `rx`, `tx`. None: not
+    /// What its interfaces had passed before netobs attached, and while others had removed its programs; all told is this and `rx`, `tx`. None: not
     /// known.
     pub before: Option<Baseline>,
     /// None before two samples, and for what has ended.
@@ -91,13 +104,16 @@ pub struct Container {
     /// IP packets that it sent from an address that is not its own: it passes them on, or lies. Of flows; none
     /// where these are off.
     pub foreign_address: Option<Count>,
+    /// Frames that it sent from a MAC address that is not its interface's. None where there is none, or none is
+    /// observed.
+    pub foreign_mac: Option<ForeignMac>,
     /// None where it is not looked at.
     pub dns: Option<DnsReport>,
     /// None where it is not looked at.
     pub arp: Option<ArpReport>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ClassTraffic {
     /// The container's network that they pass; none: not known.
     pub network: Option<String>,
@@ -107,7 +123,7 @@ pub struct ClassTraffic {
 }
 
 /// What one end sends another, of one service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Edge {
     pub source: EdgeEnd,
     pub destination: EdgeEnd,
@@ -120,10 +136,15 @@ pub struct Edge {
 }
 
 /// A container, or what else there is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct EdgeEnd {
     pub container: Option<String>,
     pub id: Option<String>,
+    /// Of its pod.
+    pub namespace: Option<String>,
+    pub pod: Option<String>,
+    /// `NAMESPACE/NAME`, where it is the address of a service of Kubernetes.
+    pub service: Option<String>,
     /// Of what is no container, where it is.
     pub class: Option<Class>,
 }
@@ -131,7 +152,7 @@ pub struct EdgeEnd {
 /// A port of a container that is reached through the host, and what passed it since netobs attached. The
 /// container's side: `rx` is what it received. Packets as the stack counts them; later fragments, which
 /// have no ports, and what is in no flow are not in it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Published {
     pub protocol: Protocol,
     pub container_port: u16,
@@ -141,13 +162,13 @@ pub struct Published {
     pub traffic: Option<PublishedTraffic>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Binding {
     pub address: Option<IpAddr>,
     pub port: u16,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PublishedTraffic {
     /// What came each way; a packet is in exactly one of these.
     pub via: BTreeMap<Via, PortCount>,
@@ -158,7 +179,7 @@ pub struct PublishedTraffic {
 /// Clients of one port that a snapshot lists.
 pub const SHOWN_CLIENTS: usize = 100;
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Client {
     pub address: IpAddr,
     pub via: Via,
@@ -167,7 +188,7 @@ pub struct Client {
 }
 
 /// How a packet got to a published port, by the address that the container sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Via {
     /// By address translation: the real client.
@@ -198,7 +219,7 @@ impl Via {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PortCount {
     pub rx_packets: u64,
     pub rx_bytes: u64,
@@ -207,7 +228,7 @@ pub struct PortCount {
 }
 
 /// One interface as the container sees it, over its whole life (restarts included).
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct ContainerInterface {
     /// Inside the container, like `eth0`; none where it could not be learned in time. `cgroup` where it is
     /// the container's sockets in the host's namespace.
@@ -227,14 +248,17 @@ pub struct ContainerInterface {
     pub addresses: Vec<IpAddr>,
     pub rx: Traffic,
     pub tx: Traffic,
-    /// What passed before netobs attached; none: not known.
+    /// What passed before netobs attached, and while others had removed its programs; none: not known.
     pub before: Option<Baseline>,
+    /// Of one that is observed inside, in its own directions; others are in [`Snapshot::interfaces`]. None: not
+    /// compared.
+    pub difference: Option<Difference>,
     pub rates: Option<Rates>,
     pub drops: Option<Drops>,
 }
 
 /// A container network. Directions are the bridge device's: `rx` is what the host receives from it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Network {
     pub id: String,
     pub name: String,
@@ -260,7 +284,7 @@ pub struct Network {
 }
 
 /// An attached interface of the host. Directions are the interface's own, as in `ip -s link`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Interface {
     pub name: String,
     pub ifindex: u32,
@@ -274,11 +298,18 @@ pub struct Interface {
     pub rx: Traffic,
     pub tx: Traffic,
     pub baseline: Baseline,
+    /// Times that others removed or displaced netobs's programs and they were attached again.
+    pub reattached: u64,
+    /// Of the baseline: what passed meanwhile.
+    pub missed: Baseline,
+    /// None: not compared yet.
+    pub difference: Option<Difference>,
     pub drops: Option<Drops>,
 }
 
-/// What an interface had counted before netobs was attached: not observed, and known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// What an interface had counted before netobs was attached, and while others had removed its programs: not
+/// observed, and known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Baseline {
     pub rx_packets: u64,
     pub rx_bytes: u64,
@@ -288,7 +319,7 @@ pub struct Baseline {
     pub uncertain_packets: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Rates {
     pub rx_packets_per_second: f64,
     pub rx_bits_per_second: f64,
@@ -297,7 +328,7 @@ pub struct Rates {
 }
 
 /// Packets that the kernel counted as dropped or in error since netobs attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Drops {
     pub rx_dropped: u64,
     pub tx_dropped: u64,
@@ -305,14 +336,40 @@ pub struct Drops {
     pub tx_errors: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Compose {
     pub project: String,
     pub service: String,
 }
 
+/// The pod that a container is of, or whose sandbox it is: the sandbox owns the pod's network, and its containers
+/// are members of that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// Its name in the pod; none: it is the sandbox.
+    pub container: Option<String>,
+    /// The pod's, but for those that the kubelet sets; of the sandbox only.
+    pub labels: BTreeMap<String, String>,
+    /// What has made it; none: nothing, or not known.
+    pub owner: Option<Workload>,
+    /// That it is on; none: not known.
+    pub node: Option<String>,
+}
+
+impl Pod {
+    /// `NAMESPACE/POD`, of a container `NAMESPACE/POD/CONTAINER`; empty where nothing is known.
+    pub fn path(&self) -> String {
+        let container = self.container.as_deref().filter(|container| !container.is_empty());
+        let parts = [self.namespace.as_str(), &self.name].into_iter().chain(container);
+        parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
+    }
+}
+
 /// A container's place on a network, as its engine says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Endpoint {
     pub network: String,
     pub network_id: String,
@@ -320,16 +377,16 @@ pub struct Endpoint {
     pub mac: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Subnet {
     /// CIDR.
     pub subnet: String,
     pub gateway: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct EngineStatus {
-    /// `docker`, `podman`, `proc`, `demo`.
+    /// `docker`, `podman`, `containerd`, `cri-o`, `proc`, `demo`.
     pub name: String,
     pub endpoint: String,
     pub connected: bool,
@@ -339,7 +396,7 @@ pub struct EngineStatus {
 }
 
 /// netobs on itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct AgentHealth {
     /// As asked for: `auto`, `tcx` or `clsact`.
     pub attach_mode: String,
@@ -355,22 +412,61 @@ pub struct AgentHealth {
     pub attach_latency: Latency,
     /// Times that netlink lost events and all interfaces were listed anew.
     pub event_overruns: u64,
+    /// Times that what others had removed or displaced was attached again, by what they had done.
+    pub reattached: ByName,
     /// None where flows are off.
     pub flows: Option<FlowHealth>,
     /// None where nobody looks how TCP connections fare.
     pub tcp: Option<TcpStatus>,
     /// None where no packets are told of one by one.
     pub events: Option<EventHealth>,
+    /// None where nothing is served.
+    pub http: Option<HttpHealth>,
+    /// None where nothing is sent to a collector.
+    pub otlp: Option<OtlpHealth>,
+}
+
+/// The endpoint's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct HttpHealth {
+    /// Open ones.
+    pub connections: usize,
+    /// Closed because there were too many, or too many bytes of answers that nobody took.
+    pub closed_crowded: u64,
+    /// Closed because the client took too long.
+    pub closed_slow: u64,
+}
+
+/// What is sent to a collector: made are what is sent, lost and waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct OtlpHealth {
+    /// Data points.
+    pub metrics: Sent,
+    /// Log records. None: flows are not sent.
+    pub logs: Option<Sent>,
+    /// Of what waits, as it would be sent.
+    pub waiting_bytes: u64,
+    /// Requests that came to nothing, or to a refusal.
+    pub failed_requests: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Sent {
+    /// The collector has taken them.
+    pub sent: u64,
+    pub waiting: u64,
+    /// By cause.
+    pub lost: ByName,
 }
 
 /// How well it is known how TCP connections fare.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TcpStatus {
     /// What was seen and is not told of, by cause.
-    pub lost: BTreeMap<&'static str, u64>,
+    pub lost: ByName,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct FlowHealth {
     /// Flows that can be listed now.
     pub listed: usize,
@@ -381,6 +477,8 @@ pub struct FlowHealth {
     pub unclassified_tx: Count,
     /// Edges over the budget, added up.
     pub other_edges: EdgeCount,
+    /// Of these, each packet once: at its source, where that is observed.
+    pub other_edges_once: FlowCount,
 }
 
 /// Upper bounds (inclusive, microseconds) of [`Latency::buckets`]; the last bucket has no bound.
@@ -388,7 +486,7 @@ pub const LATENCY_BOUNDS_US: [u64; 11] =
     [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
 
 /// A distribution of durations.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Latency {
     /// Observations by [`LATENCY_BOUNDS_US`], not cumulative.
     pub buckets: [u64; LATENCY_BOUNDS_US.len() + 1],
@@ -404,9 +502,21 @@ impl Latency {
     }
 }
 
-pub fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
+/// Times as seconds since the epoch, with three decimals.
+pub mod unix_seconds {
+    use std::time::{Duration, SystemTime};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let since = Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(|| D::Error::custom("a time that is none"))
+    }
 }
 
 impl Snapshot {

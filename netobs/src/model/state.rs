@@ -15,21 +15,31 @@ use super::{
     drops::DropState,
     event::{EventTable, Seen},
     flow::{ByClass, FlowOptions, Table},
+    fold::sum_some,
     published::PortTotals,
+    reconcile::{Reading, Reconciled, is_comparable},
+    sender::{ForeignMac, Senders},
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
     tcp::{TcpCounts, TcpState},
     traffic::{Count, Traffic},
     update::{
         ContainerInfo, ContainerState, InnerLink, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats,
-        Namespace, NetworkInfo, Owner, Place, Proxy, PublishedPort, Sample, Update,
+        Namespace, NetworkInfo, Owner, Place, Proxy, PublishedPort, Removal, Sample, Update,
     },
+    workload::Cluster,
 };
 
 /// Engine name of what was found by `/proc` alone; any engine knows better.
 pub const PROC: &str = "proc";
 
+/// Features that the API of Kubernetes is asked for.
+pub const PODS: &str = "kubernetes pods";
+pub const SERVICES: &str = "kubernetes services";
+
 /// How long what has ended is still shown.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
+
+pub(super) const NO_MAC: &str = "00:00:00:00:00:00";
 
 /// The first process of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +60,8 @@ pub struct State {
     pub(super) networks: BTreeMap<(String, String), NetworkInfo>,
     /// By endpoint: what an engine is called is known when it answers.
     pub(super) engines: BTreeMap<String, EngineStatus>,
+    /// Endpoints where there is no engine.
+    absent: BTreeSet<String>,
     /// Names of engines that have told all their containers.
     listed: BTreeSet<String>,
     /// By what it is: name and reason.
@@ -66,6 +78,8 @@ pub struct State {
     pub(super) degraded: BTreeMap<&'static str, String>,
     pub(super) attach_latency: Latency,
     pub(super) event_overruns: u64,
+    /// Times that something was attached again.
+    pub(super) reattached: BTreeMap<Removal, u64>,
     pub(super) last_sample: Option<Instant>,
     pub(super) interval: Option<Duration>,
     /// None if nobody looks for them.
@@ -73,6 +87,7 @@ pub struct State {
     /// None if nobody looks how TCP connections fare.
     pub(super) tcp: Option<TcpState>,
     pub(super) events: EventTable,
+    pub(super) kubernetes: Cluster,
 }
 
 #[derive(Debug)]
@@ -80,11 +95,17 @@ pub(super) struct InterfaceEntry {
     pub info: InterfaceInfo,
     /// None where the kernel keeps no counters.
     pub baseline: Option<Baseline>,
+    /// Of the baseline: what passed while others had removed netobs's programs; and how often they had.
+    pub missed: Baseline,
+    pub reattached: u64,
+    /// Against the kernel's own.
+    pub reconciled: Reconciled,
     /// At attach; what came after is netobs's to explain.
     pub kernel_start: KernelStats,
     pub kernel: Option<KernelStats>,
     pub ingress: Traffic,
     pub egress: Traffic,
+    pub senders: Option<Senders>,
     sampled: Option<Instant>,
     pub rates: Option<Rates>,
     pub owner: Option<Owner>,
@@ -92,6 +113,8 @@ pub(super) struct InterfaceEntry {
     pub network: Option<String>,
     /// Last bridge that it was a port of, by ifindex.
     master: Option<u32>,
+    /// When it was attached, if that was after an engine had told its containers.
+    pub since: Option<Instant>,
     /// Networks that it was on before, one entry for each.
     earlier: Vec<Earlier>,
     pub ended: Option<Instant>,
@@ -129,11 +152,22 @@ pub(super) struct ContainerEntry {
     pub tcp: TcpCounts,
     /// Sent by flows whose source address is not its own.
     pub foreign: Count,
+    /// TCP from and to port 53, both ways: DNS that nobody reads.
+    pub dns_over_tcp: Count,
+    /// Sent from MAC addresses that are not its own, by interfaces that are gone. None: there were none that had
+    /// any.
+    pub foreign_mac: Option<ForeignMac>,
     /// Its packets that are told of one by one, but for those of attachments that go on.
     pub seen: Seen,
     /// It was seen alive by this run; one that had exited before is not shown.
     pub lived: bool,
     pub ended: Option<Instant>,
+    /// Its namespace has been looked into, at least once.
+    pub looked_into: bool,
+    /// As long as it has not: networks (by ID) that its engine has connected it with, since when.
+    pub connected: BTreeMap<String, Instant>,
+    /// When it became known that it has run and does not any more, whether it was seen alive or not.
+    pub process_over: Option<Instant>,
 }
 
 /// The container's side: `rx` is what it received.
@@ -159,6 +193,7 @@ impl State {
             containers: BTreeMap::new(),
             networks: BTreeMap::new(),
             engines: BTreeMap::new(),
+            absent: BTreeSet::new(),
             listed: BTreeSet::new(),
             unattached: BTreeMap::new(),
             moved_into: BTreeSet::new(),
@@ -170,11 +205,13 @@ impl State {
             degraded: BTreeMap::new(),
             attach_latency: Latency::default(),
             event_overruns: 0,
+            reattached: BTreeMap::new(),
             last_sample: None,
             interval: None,
             drops: None,
             tcp: None,
             events: EventTable::default(),
+            kubernetes: Cluster::default(),
         }
     }
 
@@ -186,16 +223,31 @@ impl State {
         self
     }
 
+    /// The same on a node of Kubernetes; `asked`: its API will be, and flows wait for what it says of services.
+    #[must_use]
+    pub fn on_node(mut self, node: Option<String>, asked: bool) -> Self {
+        self.kubernetes.node = node;
+        self.kubernetes.awaited = asked;
+        self
+    }
+
     pub fn apply(&mut self, update: Update, now: Instant) {
         match update {
             Update::Attached { interface, owner, baseline, kernel, latency } => {
                 if let Some(latency) = latency {
                     self.attach_latency.observe(latency);
                 }
-                let mut entry = InterfaceEntry::new(interface, baseline, kernel);
+                let since = (!self.listed.is_empty()).then_some(now);
+                let mut entry = InterfaceEntry::new(interface, baseline, kernel, since);
                 entry.owner = owner;
                 self.interfaces.insert(entry.info.key, entry);
                 self.refresh_networks();
+            }
+            Update::Reattached { interface, why, baseline } => {
+                *self.reattached.entry(why).or_default() += 1;
+                if let Some(entry) = interface.and_then(|key| self.interfaces.get_mut(&key)) {
+                    entry.reattached(baseline);
+                }
             }
             Update::Vanished { what } => {
                 self.unattached.remove(&what);
@@ -222,10 +274,22 @@ impl State {
                 }
                 self.interval = self.last_sample.replace(now).map(|last| now.duration_since(last));
             }
+            Update::Reconciled(readings) => {
+                for reading in &readings {
+                    if let Some(entry) = self.interfaces.get_mut(&reading.key) {
+                        entry.reconcile(reading);
+                    }
+                }
+            }
             Update::Flows(records) => self.flows(&records),
             Update::HostAddresses(addresses) => self.host_addresses = addresses,
             Update::Proxies(proxies) => self.proxies = proxies,
+            Update::NoEngine { endpoint } => {
+                self.engines.remove(&endpoint);
+                self.absent.insert(endpoint);
+            }
             Update::Engine(status) => {
+                self.absent.remove(&status.endpoint);
                 self.engines.insert(status.endpoint.clone(), status);
             }
             Update::Containers { engine, containers } => {
@@ -236,6 +300,7 @@ impl State {
                 self.container(info, now);
                 self.learn_bridges();
             }
+            Update::Connected { container, network, at } => self.connected(&container, network, at),
             Update::Removed { id } => {
                 if let Some(entry) = self.containers.get_mut(&id) {
                     entry.removed(now);
@@ -263,11 +328,21 @@ impl State {
             Update::ResolverGone { key } => self.end_events(key, now),
             Update::Drops(sample) => self.dropped(*sample, now),
             Update::Tcp(sample) => self.tcp(*sample, now),
+            Update::Pods(pods) => self.kubernetes.all_pods(pods),
+            Update::Pod(pod) => self.kubernetes.pod(pod),
+            Update::PodRemoved { uid } => self.kubernetes.pod_removed(&uid),
+            Update::Services(services) => {
+                self.kubernetes.all_services(services);
+                self.kubernetes.awaited = false;
+            }
+            Update::Service(service) => self.kubernetes.service(service),
+            Update::ServiceRemoved { name } => self.kubernetes.service_removed(&name),
             Update::EventsLost => self.event_overruns += 1,
             Update::Works { feature } => {
                 self.degraded.remove(feature);
             }
             Update::Degraded { feature, why } => {
+                self.kubernetes.awaited &= feature != SERVICES;
                 self.degraded.insert(feature, why);
             }
         }
@@ -286,6 +361,18 @@ impl State {
             // One that still exists may be started again, and its counters go on then.
             !(entry.info.state == ContainerState::Removed && over(entry.ended))
         });
+        let pods = self.containers.values().filter_map(|entry| entry.info.pod.as_ref());
+        self.kubernetes.expire(&pods.map(|pod| pod.uid.as_str()).collect());
+    }
+
+    /// Whether the API of Kubernetes has yet to tell its services, or why it does not.
+    pub const fn awaits_services(&self) -> bool {
+        self.kubernetes.awaited
+    }
+
+    /// Whether counters differ from the kernel's that have to be read again to be believed.
+    pub fn has_suspects(&self) -> bool {
+        self.interfaces.values().any(|entry| entry.ended.is_none() && entry.reconciled.is_suspect())
     }
 
     /// Whether a feature is known not to work here.
@@ -293,13 +380,13 @@ impl State {
         self.degraded.contains_key(feature)
     }
 
-    /// Namespaces (as the host numbers them) that attached veths lead to and of which no container is
-    /// known.
-    pub fn unbound_namespaces(&self) -> BTreeSet<i32> {
+    /// Namespaces (as the host numbers them) that attached veths lead to and of which no container is known; each
+    /// with the newest of these veths: a number is another's as soon as its namespace is gone.
+    pub fn unbound_namespaces(&self) -> BTreeMap<i32, InterfaceKey> {
         self.interfaces
             .values()
             .filter(|entry| entry.owner.is_none() && entry.ended.is_none())
-            .filter_map(|entry| entry.info.peer_nsid)
+            .filter_map(|entry| Some((entry.info.peer_nsid?, entry.info.key)))
             .collect()
     }
 
@@ -395,7 +482,8 @@ impl State {
     pub fn settled(&self, endpoints: &[String]) -> bool {
         endpoints.iter().all(|endpoint| {
             let status = self.engines.get(endpoint);
-            status.is_some_and(|status| !status.connected || self.listed.contains(&status.name))
+            self.absent.contains(endpoint)
+                || status.is_some_and(|status| !status.connected || self.listed.contains(&status.name))
         })
     }
 
@@ -409,21 +497,28 @@ impl State {
     }
 
     fn detached(&mut self, sample: &Sample, now: Instant) {
-        if let Some(point) = self.point(sample.key) {
-            self.flows.end(sample.key, point, now);
+        if let Some(entry) = self.interfaces.get_mut(&sample.key) {
+            entry.sample(sample, now);
+            entry.rates = None;
+            entry.ended = Some(now);
         }
-        self.end_events(sample.key, now);
-        let Some(mut entry) = self.interfaces.remove(&sample.key) else { return };
-        entry.sample(sample, now);
-        entry.rates = None;
-        entry.ended = Some(now);
+        self.hand_over(sample.key, now);
+    }
+
+    /// Gives what an interface that is gone has counted to its container. If that is not known, it may yet become
+    /// so.
+    pub(super) fn hand_over(&mut self, key: InterfaceKey, now: Instant) {
+        if let Some(point) = self.point(key) {
+            self.flows.end(key, point, now);
+        }
+        self.end_events(key, now);
+        let Some(entry) = self.interfaces.remove(&key) else { return };
         if let Some(owner) = &entry.owner
             && let Some(container) = self.containers.get_mut(&owner.container)
         {
             container.retire(&entry, owner);
         } else {
-            // Its container may yet become known.
-            self.interfaces.insert(sample.key, entry);
+            self.interfaces.insert(key, entry);
         }
     }
 
@@ -466,6 +561,11 @@ impl State {
         } else if entry.ended.is_none() && entry.lived {
             entry.ended = Some(now);
         }
+        if matches!(info.state, ContainerState::Exited | ContainerState::Dead) {
+            entry.process_over.get_or_insert(now);
+        } else {
+            entry.process_over = None;
+        }
         // What an engine says after the end has no endpoints any more; what it was on is still of use.
         let (endpoints, published) =
             (std::mem::take(&mut entry.info.endpoints), std::mem::take(&mut entry.info.published));
@@ -481,6 +581,8 @@ impl State {
 
     fn namespace(&mut self, id: &str, namespace: Namespace) {
         let Some(container) = self.containers.get_mut(id) else { return };
+        container.looked_into = true;
+        container.connected.clear();
         if shares_namespace(&container.info) {
             container.namespace = Some(namespace);
             return;
@@ -540,7 +642,7 @@ impl State {
     }
 
     /// Names of the host's bridges, by ifindex.
-    fn bridges(&self) -> BTreeMap<u32, String> {
+    pub(super) fn bridges(&self) -> BTreeMap<u32, String> {
         self.interfaces
             .values()
             .filter(|entry| entry.info.kind == InterfaceKind::Bridge && entry.ended.is_none())
@@ -608,19 +710,29 @@ pub(super) fn network_of<'a>(inner: &InnerLink, endpoints: &'a [Endpoint]) -> Op
 }
 
 impl InterfaceEntry {
-    fn new(info: InterfaceInfo, baseline: Option<Baseline>, kernel: KernelStats) -> Self {
+    fn new(
+        info: InterfaceInfo,
+        baseline: Option<Baseline>,
+        kernel: KernelStats,
+        since: Option<Instant>,
+    ) -> Self {
         Self {
             info,
             baseline,
+            missed: Baseline::default(),
+            reattached: 0,
+            reconciled: Reconciled::default(),
             kernel_start: kernel,
             kernel: None,
             ingress: Traffic::default(),
             egress: Traffic::default(),
+            senders: None,
             sampled: None,
             rates: None,
             owner: None,
             network: None,
             master: None,
+            since,
             earlier: Vec::new(),
             ended: None,
         }
@@ -654,8 +766,8 @@ impl InterfaceEntry {
         for Earlier { share: earlier, .. } in &self.earlier {
             share.ingress = share.ingress.since(&earlier.ingress);
             share.egress = share.egress.since(&earlier.egress);
-            // All that was before was on the first.
-            share.baseline = share.baseline.map(|_| Baseline::default());
+            // All that was before netobs was on the first; what it missed later, where it was then.
+            share.baseline = share.baseline.zip(earlier.baseline).map(|(all, then)| all.since(then));
             share.drops = share.drops.map(|drops| drops.since(earlier.drops.unwrap_or_default()));
         }
         share
@@ -671,6 +783,11 @@ impl InterfaceEntry {
         } else {
             self.earlier.push(Earlier { bridge, network, share });
         }
+    }
+
+    /// The bridge that it is a port of, or was last, by ifindex.
+    pub fn last_master(&self) -> Option<u32> {
+        self.info.master.or(self.master)
     }
 
     /// The network, where it is known: of a host's interface by its bridge, else by the address inside.
@@ -700,8 +817,29 @@ impl InterfaceEntry {
         self.sampled = Some(now);
         self.ingress = ingress;
         self.egress = egress;
+        self.senders = sample.senders;
         if sample.kernel.is_some() {
             self.kernel = sample.kernel;
+        }
+    }
+
+    fn reconcile(&mut self, reading: &Reading) {
+        let kind = self.info.kind;
+        if let Some(baseline) = self.baseline.filter(|_| is_comparable(kind)) {
+            self.reconciled.read(reading, kind, baseline, &self.kernel_start);
+        }
+    }
+
+    /// Attached again: what it has not counted by now, others have seen to.
+    fn reattached(&mut self, baseline: Option<Baseline>) {
+        self.reattached += 1;
+        self.reconciled.reset();
+        if let Some((before, now)) = self.baseline.zip(baseline) {
+            // Never less than was said: a packet on its way when it was read may be counted later.
+            let uncertain_packets = now.uncertain_packets;
+            let missed = Baseline { uncertain_packets, ..now.since(before) };
+            self.missed = self.missed + missed;
+            self.baseline = Some(before + missed);
         }
     }
 
@@ -726,6 +864,7 @@ impl ContainerEntry {
     fn removed(&mut self, now: Instant) {
         self.info.state = ContainerState::Removed;
         self.info.pid = None;
+        self.process_over.get_or_insert(now);
         self.ended.get_or_insert(now);
     }
 
@@ -736,6 +875,7 @@ impl ContainerEntry {
         }
         self.info.state = ContainerState::Exited;
         self.info.pid = None;
+        self.process_over.get_or_insert(now);
         self.ended.get_or_insert(now);
     }
 
@@ -745,6 +885,7 @@ impl ContainerEntry {
             self.retire_side(entry, owner, network.map(str::to_owned), side);
         }
         self.retire_side(entry, owner, entry.network(&self.info), entry.of_container());
+        self.foreign_mac = sum_some(self.foreign_mac, entry.foreign_mac());
     }
 
     fn retire_side(&mut self, entry: &InterfaceEntry, owner: &Owner, network: Option<String>, side: Side) {

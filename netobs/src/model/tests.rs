@@ -6,7 +6,7 @@ use netobs_common::{Count, Counters, class, l4};
 
 use super::{
     Baseline, Container, ContainerInfo, ContainerState, Endpoint, InnerLink, InterfaceInfo, InterfaceKey,
-    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Sample, Snapshot, State, Update,
+    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Removal, Sample, Snapshot, State, Update,
     snapshot::EngineStatus, state::PROC,
 };
 
@@ -125,7 +125,7 @@ fn sample(key: InterfaceKey, rx: u64, tx: u64) -> Sample {
         counters
     };
     let kernel = KernelStats { tx_dropped: 2, ..KernelStats::default() };
-    Sample { key, ingress: count(rx), egress: count(tx), kernel: Some(kernel) }
+    Sample { key, ingress: count(rx), egress: count(tx), senders: None, kernel: Some(kernel) }
 }
 
 #[test]
@@ -304,7 +304,10 @@ fn an_engines_list_is_complete_and_proc_knows_less() {
     assert!(!model.state.settled(std::slice::from_ref(&endpoint)), "it has not told its containers");
     status.connected = false;
     model.apply(Update::Engine(status));
-    assert!(model.state.settled(&[endpoint]));
+    assert!(model.state.settled(std::slice::from_ref(&endpoint)));
+    model.apply(Update::NoEngine { endpoint: endpoint.clone() });
+    assert!(model.state.settled(&[endpoint]), "it is known that nobody is there");
+    assert_eq!(model.snapshot().engines, [], "and nothing to say of it");
 }
 
 #[test]
@@ -367,6 +370,53 @@ fn what_was_counted_on_a_bridge_stays_there() {
     model.apply(Update::Changed(unknown, Box::new(sample(InterfaceKey(6), 1, 1))));
     model.apply(Update::Samples(vec![sample(InterfaceKey(6), 3, 3)]));
     assert_eq!(by_network(&model), [on("", 2, 2), on("br-other", 21, 11), on("bridge", 10, 7)]);
+}
+
+/// What passed while others had removed our programs is told of where the interface was then.
+#[test]
+fn what_was_missed_is_stated() {
+    let mut model = world();
+    let info = running("web", 1);
+    model.apply(Update::Container(info.clone())).apply(namespace(&info, 9));
+    model.apply(Update::Samples(vec![sample(VETH, 10, 0)]));
+    let again = |rx_packets| Update::Reattached {
+        interface: Some(VETH),
+        why: Removal::QdiscRemoved,
+        baseline: Some(Baseline { rx_packets, uncertain_packets: 1, ..Baseline::default() }),
+    };
+    // It was 7 before.
+    model.apply(again(12));
+    let veth = |model: &Model| model.snapshot().interfaces.into_iter().find(|one| one.name == "veth10");
+    let now = veth(&model).expect("attached");
+    assert_eq!((now.reattached, now.missed.rx_packets, now.missed.uncertain_packets), (1, 5, 1));
+    assert_eq!(now.baseline.rx_packets, 12);
+    model.attach(InterfaceKey(8), 4, "br-other", InterfaceKind::Bridge, None);
+    let moved = InterfaceInfo {
+        key: VETH,
+        ifindex: 10,
+        name: "veth10".to_owned(),
+        kind: InterfaceKind::Veth,
+        place: Place::Host,
+        master: Some(4),
+        peer_ifindex: Some(9),
+        peer_nsid: Some(0),
+    };
+    model.apply(Update::Changed(moved, Box::new(sample(VETH, 10, 0)))).apply(again(15));
+    let web = model.container("web").expect("web");
+    let before = |network: &str| {
+        let on = web.interfaces.iter().find(|one| one.network.as_deref() == Some(network));
+        on.and_then(|one| one.before).map(|before| before.tx_packets)
+    };
+    assert_eq!((before("bridge"), before("br-other")), (Some(12), Some(3)));
+    // The kernel's counters of a name server's filter are not known.
+    model.apply(Update::Reattached { interface: None, why: Removal::FilterRemoved, baseline: None });
+    // A packet that was on its way has been counted since: nothing is unmissed.
+    model.apply(again(14));
+    let now = veth(&model).expect("attached");
+    assert_eq!((now.reattached, now.missed.rx_packets, now.baseline.rx_packets), (3, 8, 15));
+    let counts = model.snapshot().agent.reattached;
+    let of = |why: Removal| counts[why.name()];
+    assert_eq!((of(Removal::QdiscRemoved), of(Removal::FilterRemoved), of(Removal::Displaced)), (3, 1, 0));
 }
 
 #[test]

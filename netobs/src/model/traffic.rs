@@ -1,17 +1,17 @@
 //! One direction of one interface, container or network, added up over CPUs and taken apart by kind.
 
 use netobs_common::{Counters, SIZE_BUCKETS, class, l4};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Count {
     pub packets: u64,
     pub bytes: u64,
 }
 
 /// By what the Ethernet header announces. A tagged frame is `vlan`, whatever is in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ByEthertype {
     pub ipv4: Count,
     pub ipv6: Count,
@@ -21,7 +21,7 @@ pub struct ByEthertype {
 }
 
 /// By destination MAC address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ByCast {
     pub unicast: Count,
     pub multicast: Count,
@@ -29,7 +29,7 @@ pub struct ByCast {
 }
 
 /// By L4 protocol, of IPv4 and IPv6 packets, tagged or not. Frames that are not IP are in none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ByProtocol {
     pub tcp: Count,
     pub udp: Count,
@@ -40,7 +40,7 @@ pub struct ByProtocol {
 }
 
 /// Stack packets whose TCP header has the flag; one packet may have several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TcpFlags {
     pub syn: u64,
     pub fin: u64,
@@ -48,7 +48,7 @@ pub struct TcpFlags {
 }
 
 /// One direction. Bytes are whole frames with the Ethernet header, without FCS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Traffic {
     /// As the stack counts: a super-packet (GSO, GRO) is one packet.
     pub packets: u64,

@@ -8,20 +8,24 @@ use std::{
 };
 
 use netobs_common::Counters;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     drops::DropSample,
     event::EventBatch,
-    snapshot::{Baseline, Compose, Endpoint, EngineStatus, Subnet},
+    flow::FlowId,
+    reconcile::Reading,
+    sender::Senders,
+    snapshot::{Baseline, Compose, Endpoint, EngineStatus, Pod, Subnet},
     tcp::TcpSample,
+    workload::{PodIdentity, ServiceInfo},
 };
 
 /// One attachment of netobs to one interface, never used twice in a run (an ifindex may be).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InterfaceKey(pub u64);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InterfaceKind {
     /// One end of a pair. On the host: what it receives, the container has sent.
@@ -53,7 +57,7 @@ impl InterfaceKind {
 }
 
 /// From where something is observed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
     /// At an interface of the host's namespace: a container's traffic is seen from the other end.
@@ -91,7 +95,7 @@ impl Place {
 }
 
 /// The kernel's own counters of an interface (`IFLA_STATS64`), as the device counts them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct KernelStats {
     pub rx_packets: u64,
     pub rx_bytes: u64,
@@ -111,7 +115,7 @@ pub struct Owner {
 }
 
 /// Transport protocols that have published ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Tcp,
@@ -170,6 +174,13 @@ pub struct FlowRecord {
     pub last: Instant,
 }
 
+impl FlowRecord {
+    pub const fn id(&self) -> FlowId {
+        let Self { interface, local, remote, protocol, .. } = *self;
+        FlowId { interface, local, remote, protocol }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowEnd {
     pub address: IpAddr,
@@ -177,7 +188,7 @@ pub struct FlowEnd {
 }
 
 /// Packets as the stack counts them, and as on a wire: super-packets unfolded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct FlowCount {
     pub packets: u64,
     pub bytes: u64,
@@ -208,11 +219,13 @@ pub struct Sample {
     pub key: InterfaceKey,
     pub ingress: Counters,
     pub egress: Counters,
+    /// None where source MAC addresses are not compared.
+    pub senders: Option<Senders>,
     /// None if the interface was gone when the kernel was asked.
     pub kernel: Option<KernelStats>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContainerState {
     Created,
@@ -252,11 +265,13 @@ pub struct ContainerInfo {
     pub name: String,
     pub image: String,
     pub state: ContainerState,
-    /// Which engine told: `docker`, `podman`, `proc` or `demo`.
+    /// Which engine told: `docker`, `podman`, `containerd`, `cri-o`, `proc` or `demo`.
     pub engine: String,
     /// First process, as numbered in the host's PID namespace; none when not running.
     pub pid: Option<u32>,
     pub compose: Option<Compose>,
+    /// The pod that it is of, or the sandbox of.
+    pub pod: Option<Pod>,
     /// As the engine says: `bridge`, `host`, `none`, `container:ID`, a network's name; empty: not known.
     pub network_mode: String,
     pub endpoints: Vec<Endpoint>,
@@ -317,6 +332,32 @@ pub struct Namespace {
     pub unseen: Option<String>,
 }
 
+/// What others have done to netobs's programs at an interface or cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Removal {
+    /// Removed a filter.
+    FilterRemoved,
+    /// Removed the clsact qdisc, with all filters.
+    QdiscRemoved,
+    /// Detached a link.
+    LinkDetached,
+    /// Put a program of theirs first, which may end the chain.
+    Displaced,
+}
+
+impl Removal {
+    pub const ALL: [Self; 4] = [Self::FilterRemoved, Self::QdiscRemoved, Self::LinkDetached, Self::Displaced];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FilterRemoved => "filter_removed",
+            Self::QdiscRemoved => "qdisc_removed",
+            Self::LinkDetached => "link_detached",
+            Self::Displaced => "displaced",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Update {
     /// netobs counts here from now on.
@@ -330,6 +371,14 @@ pub enum Update {
         kernel: KernelStats,
         /// Since netlink told of the interface.
         latency: Option<Duration>,
+    },
+    /// What others had removed or displaced is attached again.
+    Reattached {
+        /// None: a name server inside a container, where nothing is counted by the kernel.
+        interface: Option<InterfaceKey>,
+        why: Removal,
+        /// What the kernel has counted by now and netobs has not. None where the kernel keeps no counters.
+        baseline: Option<Baseline>,
     },
     /// What could not be attached is gone, or is attached now.
     Vanished {
@@ -350,7 +399,15 @@ pub enum Update {
     MovedInto {
         nsid: i32,
     },
+    /// An engine has connected a container with a network; both by ID. When, by the engine's clock.
+    Connected {
+        container: String,
+        network: String,
+        at: Instant,
+    },
     Samples(Vec<Sample>),
+    /// Counters between two readings of the kernel's.
+    Reconciled(Vec<Reading>),
     /// What flows have counted since they were last told of.
     Flows(Vec<FlowRecord>),
     /// All addresses that the host has.
@@ -373,6 +430,10 @@ pub enum Update {
     /// How TCP connections fared.
     Tcp(Box<TcpSample>),
     Engine(EngineStatus),
+    /// Who listens at this endpoint is no engine.
+    NoEngine {
+        endpoint: String,
+    },
     /// All containers of an engine; any other that it had is removed.
     Containers {
         engine: String,
@@ -395,6 +456,19 @@ pub enum Update {
     Networks {
         engine: String,
         networks: Vec<NetworkInfo>,
+    },
+    /// The API's pods of this node; of any other nothing is known any more.
+    Pods(Vec<PodIdentity>),
+    Pod(PodIdentity),
+    /// By UID.
+    PodRemoved {
+        uid: String,
+    },
+    /// All services of the cluster.
+    Services(Vec<ServiceInfo>),
+    Service(ServiceInfo),
+    ServiceRemoved {
+        name: String,
     },
     /// The kernel had more to tell of interfaces than could be taken in; all was listed anew.
     EventsLost,

@@ -2,7 +2,8 @@
 
 use std::{io::Write, time::SystemTime};
 
-use crate::model::{Container, Drops, Rates, Snapshot, snapshot::ContainerInterface};
+use super::format::cell;
+use crate::model::{Container, Drops, Rates, Snapshot, Workload, snapshot::ContainerInterface};
 
 type Cell = fn(&Snapshot, &Container) -> String;
 
@@ -43,6 +44,11 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("drivers", |_, container| list(container, |interface| interface.driver.clone())),
     ("interfaces", |_, container| list(container, |interface| interface.name.clone())),
     ("host_interfaces", |_, container| list(container, |interface| interface.host_interface.clone())),
+    ("namespace", |_, c| c.pod.as_ref().map(|pod| pod.namespace.clone()).unwrap_or_default()),
+    ("pod", |_, c| c.pod.as_ref().map(|pod| pod.name.clone()).unwrap_or_default()),
+    ("owner_kind", |_, c| owner(c, |owner| &owner.kind)),
+    ("owner_name", |_, c| owner(c, |owner| &owner.name)),
+    ("node", |_, c| c.pod.as_ref().and_then(|pod| pod.node.clone()).unwrap_or_default()),
 ];
 
 pub fn write_header(to: &mut impl Write) -> Result<(), csv::Error> {
@@ -54,9 +60,26 @@ pub fn write_header(to: &mut impl Write) -> Result<(), csv::Error> {
 pub fn write_rows(to: &mut impl Write, snapshot: &Snapshot) -> Result<(), csv::Error> {
     let mut writer = csv::Writer::from_writer(to);
     for container in &snapshot.containers {
-        writer.write_record(COLUMNS.iter().map(|(_, cell)| cell(snapshot, container)))?;
+        write_cells(&mut writer, COLUMNS.iter().map(|(_, cell)| cell(snapshot, container)))?;
     }
     Ok(writer.flush()?)
+}
+
+/// A row, safe for terminals and spreadsheets.
+pub fn write_cells<W: Write>(
+    writer: &mut csv::Writer<W>,
+    cells: impl Iterator<Item = String>,
+) -> Result<(), csv::Error> {
+    for text in cells {
+        writer.write_field(cell(&text).as_bytes())?;
+    }
+    writer.write_record(None::<&[u8]>)
+}
+
+/// Of what has made its pod.
+fn owner(container: &Container, of: fn(&Workload) -> &String) -> String {
+    let owner = container.pod.as_ref().and_then(|pod| pod.owner.as_ref());
+    owner.map(|owner| of(owner).clone()).unwrap_or_default()
 }
 
 /// One of each interface, in the same order in each column.
@@ -82,7 +105,7 @@ fn dropped(container: &Container, of: fn(&Drops) -> u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::fixture;
+    use crate::output::{fixture, format::visible};
 
     #[test]
     fn rows_read_back_under_their_header() {
@@ -101,7 +124,7 @@ mod tests {
         assert_eq!(cell(0, "rx_wire_packets"), "14000");
         assert_eq!(cell(0, "tx_tcp_packets"), "16000");
         assert_eq!(cell(0, "rx_bps"), "5000000.0");
-        assert_eq!(cell(1, "name"), fixture::HOSTILE);
+        assert_eq!(cell(1, "name"), visible(fixture::HOSTILE));
         assert_eq!((cell(2, "rx_bps"), cell(2, "rx_dropped")), (String::new(), String::new()));
         assert_eq!(cell(2, "unobserved"), "host networking");
         assert_eq!(cell(3, "tx_bps"), "");

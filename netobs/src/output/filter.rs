@@ -18,7 +18,7 @@ const STATES: &str = "created, running, paused, restarting, exited, dead, remove
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum FilterError {
     #[error(
-        "unknown filter `{0}`: the keys are name, network, id, state, project and service, or a plain word"
+        "unknown filter `{0}`: the keys are name, network, id, state, project, service, namespace and pod, or a plain word"
     )]
     Key(String),
     #[error("filter `{0}=` has no value")]
@@ -39,6 +39,8 @@ pub struct Filter {
     state: Vec<String>,
     project: Vec<String>,
     service: Vec<String>,
+    namespace: Vec<String>,
+    pod: Vec<String>,
     /// Part of a name or of a network's name, or beginning of an ID; case does not matter.
     word: Vec<String>,
 }
@@ -60,6 +62,8 @@ impl Filter {
                 "state" => &mut parsed.state,
                 "project" => &mut parsed.project,
                 "service" => &mut parsed.service,
+                "namespace" => &mut parsed.namespace,
+                "pod" => &mut parsed.pod,
                 _ => return Err(FilterError::Key(escape(key))),
             };
             if value.is_empty() {
@@ -81,12 +85,14 @@ impl Filter {
         let any = |wanted: &[String], matches: &dyn Fn(&str) -> bool| {
             wanted.is_empty() || wanted.iter().any(|value| matches(value))
         };
-        let compose = container.compose.as_ref();
+        let (compose, pod) = (container.compose.as_ref(), container.pod.as_ref());
         any(&self.name, &|name| container.name.contains(name))
             && any(&self.id, &|id| container.id.starts_with(id))
             && any(&self.state, &|state| container.state.to_string() == state)
             && any(&self.project, &|project| compose.is_some_and(|compose| compose.project == project))
             && any(&self.service, &|service| compose.is_some_and(|compose| compose.service == service))
+            && any(&self.namespace, &|namespace| pod.is_some_and(|pod| pod.namespace == namespace))
+            && any(&self.pod, &|name| pod.is_some_and(|pod| pod.name == name))
             && any(&self.network, &|network| {
                 container.networks.iter().any(|name| name == network)
                     || container.endpoints.iter().any(|endpoint| is_id(network, &endpoint.network_id))

@@ -9,22 +9,142 @@ use netobs_common::{Count, Counters, class, l4};
 
 use crate::model::{
     self, AgentHealth, Baseline, Compose, Container, ContainerState, Drops, Endpoint, EngineStatus,
-    FlowCount, Interface, InterfaceKind, Latency, Network, Place, Protocol, Published, Rates, Snapshot,
-    Subnet, Traffic, Via,
+    FlowCount, Interface, InterfaceKind, Latency, Network, Place, Pod, Protocol, Published, Rates, Removal,
+    Snapshot, Subnet, Traffic, Via, Workload,
     arp::{ArpCounts, ArpReport, Conflict},
     class::Class,
     dns::{DnsCounts, DnsLatency, Path, Role},
     edge::EdgeCount,
     event::{DnsMessages, DnsName, DnsReport, EventHealth, LostEvents},
+    reconcile::Difference,
     snapshot::{
-        Binding, ClassTraffic, Client, ContainerInterface, Edge, EdgeEnd, FlowHealth, PortCount,
-        PublishedTraffic, TcpStatus,
+        Binding, ClassTraffic, Client, ContainerInterface, Edge, EdgeEnd, FlowHealth, HttpHealth, OtlpHealth,
+        PortCount, PublishedTraffic, Sent, TcpStatus, by_name,
     },
     tcp::{Distribution, TcpConnections, TcpHealth, TcpResets},
 };
 
 /// A name that tries everything: terminal escapes, a new line, quotes, bidi, and what CSV cares for.
 pub const HOSTILE: &str = "evil\x1b[2J\u{202e}\n\"q\",\\end";
+
+/// What breaks out of quotes, labels, cells, lines, comments, tags, blocks and colours, of whatever output.
+pub fn hostile_names() -> Vec<String> {
+    let mut names: Vec<String> = [
+        HOSTILE,
+        "\"];\nevil [label=\"x",
+        "a\\",
+        "a\\\"; evil; \"",
+        "end",
+        "subgraph; end; n0 --- n1",
+        "<script>alert(1)</script>",
+        "&lt;b&gt;&quot;&#34;",
+        "\"`**bold**`\"",
+        "]) }} %% comment",
+        "%%{init: {}}%%",
+        "style x:#fff;",
+        "x\u{202e}\u{2066}\u{200f}\u{feff}y",
+        "\x00\x07\x1b]0;title\x07\u{9b}31m",
+        "\x1b]8;;http://evil/\x1b\\link\x1b]52;c;ZXZpbA==\x07\x1bP$q\x1b\\\u{90}\u{9c}\x7f",
+        "\u{200b}\u{200d}\u{2060}\u{ad}\u{e0041}",
+        "\r\n+ container fake (running)",
+        "\r",
+        "\t\x08\x0b\x0c",
+        "\u{85}\u{2028}\u{2029}",
+        "} 1\nevil_total{a=\"b\"} 2",
+        "a\",evil=\"b",
+        "# HELP evil",
+        "=cmd|'/c calc'!A1",
+        "+1",
+        "-1+1",
+        "@SUM(A1)",
+        "\t=1",
+        "a,b;c\"d\",\"e",
+        "{\"a\":1}",
+        " ",
+        "\\N\\G\\L",
+        "#quot;#35;",
+        "e\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}",
+        "\u{fdfd}\u{1f468}\u{200d}\u{1f469}",
+        "\u{fffd}\u{ffff}\u{10ffff}",
+    ]
+    .map(str::to_owned)
+    .into();
+    names.push("x".repeat(10_000));
+    names.push("\"".repeat(10_000));
+    names.push("\x1b[2J\n".repeat(2_000));
+    names.push("\u{4e00}".repeat(10_000));
+    names
+}
+
+/// The fixture with one foreign name everywhere where there can be one.
+pub fn named(name: &str) -> Snapshot {
+    let mut snapshot = snapshot();
+    let old = "shop_default";
+    for container in &mut snapshot.containers {
+        container.image = Some(name.into());
+        container.namespace = Some("net:[4026532310]".into());
+        container.engine = name.into();
+        container.compose = Some(Compose { project: name.into(), service: name.into() });
+        container.pod = Some(Pod {
+            namespace: name.into(),
+            name: name.into(),
+            uid: name.into(),
+            container: (container.name != "db").then(|| name.into()),
+            labels: BTreeMap::from([(name.into(), name.into())]),
+            owner: Some(Workload { kind: name.into(), name: name.into() }),
+            node: Some(name.into()),
+        });
+        container.unobserved = container.unobserved.as_ref().map(|_| name.into());
+        container.networks.iter_mut().chain(&mut container.network_mode).for_each(|one| *one = name.into());
+        container.endpoints.iter_mut().for_each(|one| one.network = name.into());
+        container.interfaces.iter_mut().filter(|one| one.network.as_deref() == Some(old)).for_each(|one| {
+            one.network = Some(name.into());
+            one.name = one.name.as_ref().map(|_| name.into());
+            one.host_interface = one.host_interface.as_ref().map(|_| name.into());
+        });
+        for asked in container.dns.iter_mut().flat_map(|dns| dns.names.iter_mut().flatten()) {
+            asked.name = name.into();
+        }
+        for conflict in container.arp.iter_mut().flat_map(|arp| &mut arp.conflicts) {
+            conflict.network = Some(name.into());
+            conflict.containers = vec![name.into()];
+        }
+        if container.name != "job" {
+            container.name = name.into();
+        }
+    }
+    for network in &mut snapshot.networks {
+        if network.name == old {
+            network.name = name.into();
+        }
+        network.driver = name.into();
+        network.engine = name.into();
+        network.containers.iter_mut().for_each(|one| *one = name.into());
+        network.options.insert(name.into(), name.into());
+    }
+    for interface in &mut snapshot.interfaces {
+        interface.network = interface.network.as_ref().map(|_| name.into());
+        interface.container = interface.container.as_ref().map(|_| name.into());
+        if interface.name == "vethlost" {
+            interface.name = name.into();
+        }
+    }
+    for edge in &mut snapshot.edges {
+        for end in [&mut edge.source, &mut edge.destination] {
+            end.container = end.container.as_ref().map(|_| name.into());
+            (end.namespace, end.pod) = (end.container.clone(), end.container.clone());
+            end.service = end.service.as_ref().map(|_| name.into());
+        }
+    }
+    for engine in &mut snapshot.engines {
+        engine.name = name.into();
+        engine.version = engine.version.as_ref().map(|_| name.into());
+        engine.problem = engine.problem.as_ref().map(|_| name.into());
+    }
+    snapshot.agent.unattached = vec![(name.into(), name.into())];
+    snapshot.agent.degraded = vec![("drops".into(), name.into())];
+    snapshot
+}
 
 pub fn id(digit: char) -> String {
     digit.to_string().repeat(64)
@@ -83,6 +203,7 @@ pub fn container(digit: char, name: &str, network: &str, n: u64) -> Container {
             observed: Some(Place::Host),
             kind: Some(InterfaceKind::Veth),
             driver: Some("bridge".into()),
+            difference: None,
             before: Some(Baseline::default()),
             name: Some("eth0".into()),
             network: Some(network.into()),
@@ -147,11 +268,12 @@ fn tcp() -> TcpHealth {
 fn dns() -> DnsReport {
     let mut latency = DnsLatency { sum_ns: 9 * 300_000, ..DnsLatency::default() };
     latency.buckets[2] = 9;
-    let responses = [("NOERROR", 8), ("NXDOMAIN", 1)].into();
+    let responses = by_name([("NOERROR", 8), ("NXDOMAIN", 1)]);
     let counts = DnsCounts { queries: 10, responses, unanswered: 1, latency, ..DnsCounts::default() };
     DnsReport {
         messages: vec![DnsMessages { role: Role::Client, via: Path::Embedded, pending: 0, counts }],
         malformed: 4,
+        over_tcp: Some(crate::model::Count { packets: 12, bytes: 900 }),
         names: Some(vec![DnsName { name: "db".into(), queries: 9 }]),
         other_names: 1,
         ..DnsReport::default()
@@ -196,6 +318,8 @@ pub fn snapshot() -> Snapshot {
     web.published = vec![published()];
     web.tcp = Some(tcp());
     web.foreign_address = Some(model::Count { packets: 3, bytes: 300 });
+    let from_another = model::Count { packets: 2, bytes: 120 };
+    web.foreign_mac = Some(model::ForeignMac { count: from_another, unjudged_packets: 1 });
     web.dns = Some(dns());
     web.arp = Some(arp());
     let part = |n| model::Count { packets: n, bytes: 100 * n };
@@ -250,6 +374,13 @@ pub fn snapshot() -> Snapshot {
             tx_bytes: 800,
             uncertain_packets: 0,
         },
+        reattached: 1,
+        missed: Baseline { rx_packets: 2, rx_bytes: 196, ..Baseline::default() },
+        difference: Some(Difference {
+            rx_packets: if name == "vetha" { 3 } else { 0 },
+            tx_bytes: if name == "vetha" { -60 } else { 0 },
+            ..Difference::default()
+        }),
         drops: Some(Drops::default()),
     };
     let mut bridge = interface("br-eeeeeeeeeeee", 4, InterfaceKind::Bridge, None);
@@ -259,8 +390,12 @@ pub fn snapshot() -> Snapshot {
         interface("vetha", 17, InterfaceKind::Veth, Some(("web-1", 'a'))),
         interface("vethlost", 23, InterfaceKind::Veth, None),
     ];
-    let outside = EdgeEnd { container: None, id: None, class: Some(Class::External) };
-    let end = |name: &str, digit| EdgeEnd { container: Some(name.into()), id: Some(id(digit)), class: None };
+    let outside = EdgeEnd { class: Some(Class::External), ..EdgeEnd::default() };
+    let end = |name: &str, digit| EdgeEnd {
+        container: Some(name.into()),
+        id: Some(id(digit)),
+        ..EdgeEnd::default()
+    };
     let count = |n| Some(FlowCount { packets: n, bytes: 100 * n, wire_packets: 2 * n, wire_bytes: 150 * n });
     let edge = |source, destination, sent, received| Edge {
         source,
@@ -269,7 +404,10 @@ pub fn snapshot() -> Snapshot {
         port: Some(5432),
         count: EdgeCount { sent, received },
     };
+    let service =
+        EdgeEnd { service: Some("shop/db".into()), class: Some(Class::Cluster), ..EdgeEnd::default() };
     snapshot.edges = vec![
+        edge(end("web-1", 'a'), service, count(4), None),
         edge(end("web-1", 'a'), end("db", 'c'), count(10), count(9)),
         edge(end("db", 'c'), end("web-1", 'a'), count(7), count(7)),
         edge(outside.clone(), end(HOSTILE, 'f'), None, count(3)),
@@ -293,6 +431,7 @@ pub fn snapshot() -> Snapshot {
     ];
     snapshot.agent = AgentHealth {
         event_overruns: 0,
+        reattached: by_name(Removal::ALL.map(|why| (why.name(), u64::from(why == Removal::Displaced)))),
         attach_mode: "tcx".into(),
         attached_interfaces: 3,
         unattached: vec![("vethx".into(), "no such device".into())],
@@ -300,8 +439,15 @@ pub fn snapshot() -> Snapshot {
         degraded: vec![("btf".into(), "no /sys/kernel/btf/vmlinux".into())],
         attach_latency: Latency::default(),
         flows: Some(FlowHealth { listed: 3, unlisted: 1, ..FlowHealth::default() }),
-        tcp: Some(TcpStatus { lost: BTreeMap::from([("full", 0), ("flow", 2)]) }),
+        tcp: Some(TcpStatus { lost: by_name([("full", 0), ("flow", 2)]) }),
         events: Some(EventHealth { lost: LostEvents { dns: 2, embedded_dns: 0, arp: 1 }, strays: 0 }),
+        http: Some(HttpHealth { connections: 2, closed_crowded: 3, closed_slow: 4 }),
+        otlp: Some(OtlpHealth {
+            metrics: Sent { sent: 700, waiting: 50, lost: by_name([("queue_full", 8), ("refused", 0)]) },
+            logs: Some(Sent { sent: 60, waiting: 5, lost: by_name([("rejected", 1)]) }),
+            waiting_bytes: 9000,
+            failed_requests: 3,
+        }),
     };
     for us in [80, 300, 400, 2_000_000] {
         snapshot.agent.attach_latency.observe(Duration::from_micros(us));

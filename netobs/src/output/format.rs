@@ -88,6 +88,36 @@ pub fn visible(name: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
+/// A foreign name as a cell of CSV: [`visible`], since CSV is looked at on terminals, too; and with a `'` before what
+/// a spreadsheet would take for a formula.
+pub fn cell(name: &str) -> Cow<'_, str> {
+    let text = visible(name);
+    if text.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']) {
+        return Cow::Owned(format!("'{text}"));
+    }
+    text
+}
+
+/// JSON, in which what could do something to a terminal and need not be escaped is escaped all the same: the same
+/// document. (Below U+0020 everything is already.)
+pub fn escape_json(json: String) -> String {
+    if !json.contains(is_hostile) {
+        return json;
+    }
+    let mut text = String::with_capacity(json.len() + 64);
+    for character in json.chars() {
+        // Outside of strings there are none.
+        if is_hostile(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(character);
+        }
+    }
+    text
+}
+
 /// At most `max` columns of a terminal, with `…` for what is left out.
 pub fn clip(text: &str, max: usize) -> String {
     if width(text) <= max {
@@ -119,12 +149,13 @@ pub fn pad(text: &str, to: usize, right: bool) -> String {
     if right { space + text } else { text.to_owned() + &space }
 }
 
-/// Controls (C0, DEL, C1), bidi marks, embeddings and isolates, line separators, zero-width characters
+/// Controls (C0, DEL, C1), bidi marks, embeddings and isolates, line separators, zero-width and blank characters,
 /// and tags.
-fn is_hostile(character: char) -> bool {
+pub fn is_hostile(character: char) -> bool {
     character.is_control()
         || matches!(character,
-            '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}'
+            | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 

@@ -1,10 +1,18 @@
 //! A snapshot as one line of JSON, described by `docs/snapshot.schema.json`.
 
+use serde::Serialize;
+
+use super::format::escape_json;
 use crate::model::Snapshot;
 
 /// Without the line's end.
 pub fn line(snapshot: &Snapshot) -> serde_json::Result<String> {
-    serde_json::to_string(snapshot)
+    document(snapshot)
+}
+
+/// One line without its end, of whatever it is, safe for a terminal.
+pub fn document(of: &impl Serialize) -> serde_json::Result<String> {
+    Ok(escape_json(serde_json::to_string(of)?))
 }
 
 #[cfg(test)]
@@ -21,6 +29,13 @@ mod tests {
             assert!(!text.contains(['\n', '\x1b']));
             schema::check_document(&text, SCHEMA);
         }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let snapshot = fixture::snapshot();
+        let read: Snapshot = serde_json::from_str(&line(&snapshot).expect("line")).expect("a snapshot");
+        assert_eq!(read, snapshot);
     }
 
     #[test]

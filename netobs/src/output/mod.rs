@@ -7,7 +7,10 @@ pub mod filter;
 mod fixture;
 pub mod flows;
 pub mod format;
+#[cfg(test)]
+mod hostile;
 pub mod json;
+pub mod otlp;
 pub mod problems;
 pub mod prometheus;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What is wrong now, one line each: the same list under the table and on the screen.
 
 use super::format::escape;
-use crate::model::Snapshot;
+use crate::model::{Snapshot, reconcile::Difference};
 
 /// Interfaces without netobs, engines that do not answer, features that are off. Safe for a terminal.
 pub fn problems(snapshot: &Snapshot) -> Vec<String> {
@@ -19,5 +19,18 @@ pub fn problems(snapshot: &Snapshot) -> Vec<String> {
     let unattributed = (agent.unattributed_interfaces > 0).then(|| {
         format!("{} observed interface(s) belong to no known container", agent.unattributed_interfaces)
     });
-    unattached.chain(engines).chain(degraded).chain(unattributed).collect()
+    let host = snapshot.interfaces.iter().map(|one| (escape(&one.name), one.difference));
+    let inside = snapshot.containers.iter().flat_map(|container| {
+        let of = |name: &str| format!("{} of {}", escape(name), escape(&container.name));
+        container.interfaces.iter().map(move |one| (of(one.name.as_deref().unwrap_or("?")), one.difference))
+    });
+    let differing = host.chain(inside).filter_map(|(name, difference)| {
+        let difference = difference.filter(|difference| !difference.is_none())?;
+        let Difference { rx_packets, rx_bytes, tx_packets, tx_bytes } = difference;
+        Some(format!(
+            "counts differ from the kernel's: {name}: rx {rx_packets:+} packets {rx_bytes:+} bytes, \
+             tx {tx_packets:+} packets {tx_bytes:+} bytes"
+        ))
+    });
+    unattached.chain(differing).chain(engines).chain(degraded).chain(unattributed).collect()
 }

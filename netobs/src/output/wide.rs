@@ -7,12 +7,14 @@ use super::{
 };
 use crate::model::{Container, Published, Snapshot, snapshot::ContainerInterface};
 
-const HEADER: [&str; 14] = [
+const HEADER: [&str; 16] = [
     "NAME",
     "ID",
     "IMAGE",
     "PROJECT",
     "SERVICE",
+    OWNER,
+    NODE,
     "NETWORK",
     "DRIVER",
     "INTERFACE",
@@ -25,6 +27,9 @@ const HEADER: [&str; 14] = [
 ];
 const PORT_HEADER: [&str; 8] =
     ["PUBLISHED BY", "ON", "PORT", "VIA", "RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES"];
+/// Columns that are there in clusters only.
+const OWNER: &str = "OWNER";
+const NODE: &str = "NODE";
 /// Columns at the end that are numbers.
 const NUMBERS: usize = 4;
 const GAP: &str = "  ";
@@ -40,10 +45,12 @@ pub fn table(snapshot: &Snapshot) -> String {
         }
         ports.extend(container.published.iter().flat_map(|published| port_rows(container, published)));
     }
-    let mut text = align(&rows);
+    let in_cluster = snapshot.containers.iter().any(|container| container.pod.is_some());
+    let is_shown = |column: usize| in_cluster || ![OWNER, NODE].contains(&HEADER[column]);
+    let mut text = align(&rows, is_shown);
     if ports.len() > 1 {
         text.push('\n');
-        text.push_str(&align(&ports));
+        text.push_str(&align(&ports, |_| true));
     }
     for problem in problems(snapshot) {
         text.push_str(&format!("! {problem}\n"));
@@ -52,7 +59,8 @@ pub fn table(snapshot: &Snapshot) -> String {
 }
 
 fn row(container: &Container, interface: Option<&ContainerInterface>) -> [String; HEADER.len()] {
-    let compose = container.compose.as_ref();
+    let (compose, pod) = (container.compose.as_ref(), container.pod.as_ref());
+    let owner = pod.and_then(|pod| pod.owner.as_ref()).map(|owner| format!("{}/{}", owner.kind, owner.name));
     let of = |field: fn(&ContainerInterface) -> Option<String>| known(interface.and_then(field).as_deref());
     let numbers = interface.map(|interface| {
         let (rx, tx) = (&interface.rx, &interface.tx);
@@ -67,6 +75,8 @@ fn row(container: &Container, interface: Option<&ContainerInterface>) -> [String
         known(container.image.as_deref()),
         known(compose.map(|compose| compose.project.as_str())),
         known(compose.map(|compose| compose.service.as_str())),
+        known(owner.as_deref()),
+        known(pod.and_then(|pod| pod.node.as_deref())),
         of(|interface| interface.network.clone()),
         of(|interface| interface.driver.clone()),
         of(|interface| interface.name.clone()),
@@ -128,13 +138,13 @@ fn known(text: Option<&str>) -> String {
     text.map_or_else(|| "-".to_owned(), escape)
 }
 
-fn align<const N: usize>(rows: &[[String; N]]) -> String {
+fn align<const N: usize>(rows: &[[String; N]], is_shown: impl Fn(usize) -> bool) -> String {
     let widths: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| width(&row[column])).max().unwrap_or_default());
     let mut text = String::new();
     for row in rows {
-        let cells: Vec<String> =
-            row.iter().enumerate().map(|(at, cell)| pad(cell, widths[at], at >= N - NUMBERS)).collect();
+        let cells = row.iter().enumerate().filter(|(at, _)| is_shown(*at));
+        let cells: Vec<String> = cells.map(|(at, cell)| pad(cell, widths[at], at >= N - NUMBERS)).collect();
         text.push_str(cells.join(GAP).trim_end());
         text.push('\n');
     }
@@ -144,7 +154,25 @@ fn align<const N: usize>(rows: &[[String; N]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::fixture;
+    use crate::{
+        model::{Pod, Workload},
+        output::fixture,
+    };
+
+    #[test]
+    fn pods_have_owner_and_node() {
+        let mut snapshot = fixture::snapshot();
+        assert!(!table(&snapshot).contains(OWNER), "nobody is in a pod");
+        let owner = Workload { kind: "Deployment".into(), name: "web".into() };
+        let pod = Pod { owner: Some(owner), node: Some("node-1".into()), ..Pod::default() };
+        snapshot.containers.last_mut().expect("web-1").pod = Some(pod);
+        let text = table(&snapshot);
+        let lines: Vec<&str> = text.lines().collect();
+        let at = |word: &str| lines[0].find(word).expect("a column");
+        let web = lines.iter().find(|line| line.starts_with("web-1")).expect("web-1");
+        assert!(web[at(OWNER)..].starts_with("Deployment/web "), "{text}");
+        assert!(web[at(NODE)..].starts_with("node-1 "), "{text}");
+    }
 
     #[test]
     fn a_line_for_each_interface_and_each_way() {

@@ -4,8 +4,8 @@
 //! writes them (`reader.rs`), so that neither waits for the other.
 
 mod dropped;
-mod order;
-mod reader;
+pub(crate) mod order;
+pub(crate) mod reader;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,6 +64,7 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     observe::require()?;
     // Before signals are taken: a pipe that nobody opens for reading makes this wait.
     let out = open(args.write.as_deref(), output)?;
+    observe::give_up_privileges(&args.find, &[])?;
     let options = options(args, snaplen);
     observe::runtime()?.block_on(trace(args, output, options, out))
 }

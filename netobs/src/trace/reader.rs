@@ -300,7 +300,7 @@ impl<W: Write> Reader<W> {
 }
 
 /// With the VLAN tag that the kernel keeps outside the frame in its place.
-fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u32) -> Packet {
+pub(crate) fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u32) -> Packet {
     let Captured { header, mut bytes, .. } = captured;
     let mut length = header.len;
     if header.vlan_protocol != 0 && bytes.len() >= TAG_OFFSET {
@@ -308,7 +308,7 @@ fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u32) -> Packe
         let [c, d] = header.vlan_tci.to_be_bytes();
         bytes.splice(TAG_OFFSET..TAG_OFFSET, [a, b, c, d]);
         bytes.truncate(snaplen as usize);
-        length += 4;
+        length = length.saturating_add(4);
     }
     let point = book.by_slot.get(&header.slot).map(|(point, _)| Arc::clone(point));
     let ingress = u32::from(header.direction) == netobs_common::INGRESS;
@@ -318,7 +318,7 @@ fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u32) -> Packe
         None => Way::Tx,
     };
     Packet {
-        time_ns: epoch_ns + header.time_ns,
+        time_ns: epoch_ns.saturating_add(header.time_ns),
         point,
         slot: header.slot,
         way,

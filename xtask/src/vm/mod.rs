@@ -47,7 +47,10 @@ const USUAL_KERNEL: &str = "6.1";
 
 /// Test binaries that are run if none is named: what this machine's kernel may not have, or may do otherwise, is in
 /// these.
-const TESTS: [&str; 5] = ["inside", "trace_filter", "drops", "trace_drops", "tcp"];
+const TESTS: [&str; 6] = [MATRIX, "inside", "trace_filter", "drops", "trace_drops", "tcp"];
+
+/// The one that is run on every kernel: a row of README's table.
+const MATRIX: &str = "kernel";
 
 /// What is not run here, and why.
 const LEFT_OUT: [(&str, &str); 4] = [
@@ -61,7 +64,7 @@ const LEFT_OUT: [(&str, &str); 4] = [
 ];
 
 /// Some times what all tests take where every instruction is emulated.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// How much of the log is shown when a test fails.
 const SHOWN_LINES: usize = 60;
@@ -81,13 +84,21 @@ pub struct Options {
 }
 
 impl Options {
-    /// What is run where nothing else is asked for.
-    pub fn usual() -> Self {
-        Self {
-            kernels: vec![USUAL_KERNEL.to_owned()],
-            tests: TESTS.map(str::to_owned).to_vec(),
-            filter: Vec::new(),
-        }
+    /// What is run where nothing else is asked for: all on one kernel, and what the others have.
+    pub fn usual() -> [Self; 2] {
+        let others = KERNELS.iter().map(|(label, _)| (*label).to_owned());
+        [
+            Self {
+                kernels: vec![USUAL_KERNEL.to_owned()],
+                tests: TESTS.map(str::to_owned).to_vec(),
+                filter: Vec::new(),
+            },
+            Self {
+                kernels: others.filter(|label| label != USUAL_KERNEL).collect(),
+                tests: vec![MATRIX.to_owned()],
+                filter: Vec::new(),
+            },
+        ]
     }
 }
 
@@ -101,7 +112,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let folder = target().join("vm");
     let tests = build(&options.tests)?;
-    let guest = Guest::build(&folder, &target().join("debug/netobs"), &tests, &arguments(&options.filter))?;
+    // Two of these may run at the same time.
+    let guest = folder.join(format!("guest-{}", options.kernels.join("-")));
+    let guest = Guest::build(&guest, &target().join("debug/netobs"), &tests, &arguments(&options.filter))?;
     let mut failed = Vec::new();
     for (label, suite) in chosen(&options.kernels) {
         if let Err(error) = run_on(label, suite, &guest, &options.tests, &folder) {
@@ -176,7 +189,8 @@ fn run_on(
     }
     let rows: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix(ROW)).collect();
     rows::add(&rows, &format!("Linux {}", kernel.version))?;
-    let verdict = judge(&lines, tests);
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    let verdict = judge(&lines, tests).and_then(|()| told(&readme, label, &rows));
     if verdict.is_err() {
         for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
             println!("    {line}");
@@ -208,9 +222,30 @@ fn judge(log: &[String], tests: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a kernel was found to have is what README's table says of it.
+fn told(readme: &str, label: &str, rows: &[&str]) -> anyhow::Result<()> {
+    let found = rows.iter().find_map(|row| row.strip_prefix(MATRIX)?.strip_prefix('\t'));
+    let Some(found) = found else { return Ok(()) };
+    let says =
+        readme.lines().filter_map(|line| line.strip_prefix("| ")?.strip_prefix(label)?.split_once(" | "));
+    let mut says = says.map(|(_, cells)| cells.trim_end_matches(" |"));
+    match says.next() {
+        Some(cells) if cells == found => Ok(()),
+        other => bail!("README's table has of {label}: {other:?}; it should be {found:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn readme_tells_what_was_found() {
+        let readme = "| kernel | attached by |\n|---|---|\n| 6.1, Debian 12 | clsact | yes |\n";
+        let told = |label, row: &str| told(readme, label, &[row]).is_ok();
+        assert!(told("6.1", "kernel\tclsact | yes") && told("6.1", "macvlan\tpings"));
+        assert!(!told("6.1", "kernel\tclsact | no") && !told("5.10", "kernel\tclsact | yes"));
+    }
 
     fn verdict(log: &str) -> Result<(), String> {
         let log: Vec<_> = log.lines().map(str::to_owned).collect();

@@ -48,6 +48,7 @@ pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<Conta
         engine: engine.to_owned(),
         pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
         compose: compose(&config.labels.unwrap_or_default()),
+        pod: None,
         network_mode,
         endpoints,
         published,
@@ -197,7 +198,7 @@ fn compose(labels: &HashMap<String, String>) -> Option<Compose> {
     Some(Compose { project: label("project")?, service: label("service").unwrap_or_default() })
 }
 
-fn text(text: &str) -> String {
+pub(in crate::discovery) fn text(text: &str) -> String {
     prefix(text, LONGEST_TEXT).to_owned()
 }
 

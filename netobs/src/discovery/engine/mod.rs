@@ -1,10 +1,11 @@
-//! Container engines that speak Docker's API: what containers and networks there are, and every change.
-//! Only `GET` requests.
+//! Container engines that speak Docker's API, and runtimes that have the CRI: what containers and networks there
+//! are, and every change. Only requests that read.
 
-mod convert;
-mod libpod;
+pub(crate) mod convert;
+pub mod cri;
+pub(crate) mod libpod;
 mod names;
 mod task;
 
-pub use names::{default_tasks, tasks};
+pub use names::{Api, default_tasks, tasks};
 pub use task::EngineTask;

@@ -6,28 +6,59 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::EngineTask;
+use super::{EngineTask, cri};
 
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
+
+/// What is spoken at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// Docker's; Podman has it too.
+    Docker,
+    /// Kubernetes' Container Runtime Interface.
+    Cri,
+}
 
 /// What an engine is, whatever it is called and wherever its socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Docker,
     Podman,
+    Containerd,
+    CriO,
+    /// Another with the CRI.
+    Runtime,
 }
 
 impl Kind {
     /// As it seems before it has answered.
-    fn of_socket(socket: &Path) -> Self {
-        if socket.to_string_lossy().contains("podman") { Self::Podman } else { Self::Docker }
+    fn of_socket(socket: &Path, api: Api) -> Self {
+        let contains = |word| socket.to_string_lossy().contains(word);
+        match api {
+            Api::Docker if contains("podman") => Self::Podman,
+            Api::Docker => Self::Docker,
+            Api::Cri if contains("crio") => Self::CriO,
+            Api::Cri => Self::Containerd,
+        }
+    }
+
+    /// By the name that a runtime gives itself.
+    pub fn of_runtime(name: &str) -> Self {
+        match name {
+            "containerd" => Self::Containerd,
+            "cri-o" => Self::CriO,
+            _ => Self::Runtime,
+        }
     }
 
     const fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Containerd => "containerd",
+            Self::CriO => "cri-o",
+            Self::Runtime => "cri",
         }
     }
 }
@@ -52,26 +83,36 @@ impl Names {
     }
 }
 
-/// The engines at these sockets.
-pub fn tasks(sockets: impl IntoIterator<Item = PathBuf>) -> Vec<EngineTask> {
+/// The engines at these sockets, which somebody has named.
+pub fn tasks(sockets: impl IntoIterator<Item = (Api, PathBuf)>) -> Vec<EngineTask> {
     let names = Names::default();
     let mut tasks: Vec<EngineTask> = Vec::new();
-    for socket in sockets {
-        if tasks.iter().any(|task| same(&task.socket, &socket)) {
+    for (api, socket) in sockets {
+        if tasks.iter().any(|task| task.api == api && same(&task.socket, &socket)) {
             continue;
         }
-        let name = names.of(&socket, Kind::of_socket(&socket));
-        tasks.push(EngineTask { name, socket, names: names.clone() });
+        let name = names.of(&socket, Kind::of_socket(&socket, api));
+        tasks.push(EngineTask { name, socket, api, found: false, names: names.clone() });
     }
     tasks
 }
 
-/// `$DOCKER_HOST` if it is a local socket, else Docker's usual one; and Podman's, where there is one.
+/// `$DOCKER_HOST` if it is a local socket, else Docker's usual one; Podman's and those of runtimes, where there are
+/// any. A host that has only runtimes has no Docker to miss.
 pub fn default_tasks() -> Vec<EngineTask> {
     let configured = std::env::var("DOCKER_HOST").unwrap_or_default();
-    let docker = configured.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+    let named = configured.strip_prefix("unix://").filter(|path| path.starts_with('/'));
     let podman = Some(PathBuf::from(PODMAN_SOCKET)).filter(|socket| socket.exists());
-    tasks([PathBuf::from(docker.unwrap_or(DOCKER_SOCKET))].into_iter().chain(podman))
+    let runtimes: Vec<_> =
+        cri::USUAL_SOCKETS.map(PathBuf::from).into_iter().filter(|socket| socket.exists()).collect();
+    let is_missed = named.is_some() || runtimes.is_empty() || Path::new(DOCKER_SOCKET).exists();
+    let docker = is_missed.then(|| PathBuf::from(named.unwrap_or(DOCKER_SOCKET)));
+    let engines = docker.into_iter().chain(podman).map(|socket| (Api::Docker, socket));
+    let mut all = tasks(engines.chain(runtimes.into_iter().map(|socket| (Api::Cri, socket))));
+    for task in &mut all {
+        task.found = task.api == Api::Cri;
+    }
+    all
 }
 
 /// Whether two paths lead to one socket, as with Podman's stand-in for Docker's.
@@ -100,7 +141,8 @@ mod tests {
         let (socket, link) = (folder.path().join("podman.sock"), folder.path().join("docker.sock"));
         std::fs::write(&socket, "")?;
         std::os::unix::fs::symlink(&socket, &link)?;
-        assert_eq!(tasks([link, socket, folder.path().join("other.sock")]).len(), 2);
+        let sockets = [link, socket, folder.path().join("other.sock")].map(|socket| (Api::Docker, socket));
+        assert_eq!(tasks(sockets).len(), 2);
         Ok(())
     }
 }

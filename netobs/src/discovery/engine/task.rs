@@ -25,9 +25,9 @@ use tokio::{
 };
 
 use super::{
-    convert,
+    convert, cri,
     libpod::Libpod,
-    names::{Kind, Names},
+    names::{Api, Kind, Names},
 };
 use crate::model::{ContainerInfo, ContainerState, EngineStatus, NetworkInfo, Update};
 
@@ -35,14 +35,14 @@ use crate::model::{ContainerInfo, ContainerState, EngineStatus, NetworkInfo, Upd
 pub const REQUEST_TIMEOUT_SECONDS: u64 = 10;
 
 /// Between two attempts to connect, growing.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LAST: Duration = Duration::from_secs(5);
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(100);
+pub(super) const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the socket is still the same one.
-const SOCKET_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const SOCKET_PAUSE: Duration = Duration::from_secs(2);
 
 /// Containers that are inspected at a time.
-const INSPECT_AT_ONCE: usize = 8;
+pub(super) const INSPECT_AT_ONCE: usize = 8;
 
 /// How often Podman is asked for its networks: it has no events for those that are made and removed.
 const NETWORKS_PAUSE: Duration = Duration::from_secs(5);
@@ -54,11 +54,14 @@ pub struct EngineTask {
     /// answers.
     pub name: String,
     pub socket: PathBuf,
+    pub(super) api: Api,
+    /// Nobody has named it: that who listens there has no such API is no problem.
+    pub(super) found: bool,
     pub(super) names: Names,
 }
 
 /// The main loop has ended: nobody listens any more.
-struct Closed;
+pub(super) struct Closed;
 
 impl EngineTask {
     /// Tells it from other engines, whatever it is called.
@@ -68,6 +71,13 @@ impl EngineTask {
 
     /// Follows the engine until nobody listens. It may come, go and restart at any time.
     pub async fn run(self, updates: mpsc::Sender<Update>) {
+        match self.api {
+            Api::Docker => self.run_docker(updates).await,
+            Api::Cri => cri::run(self, updates).await,
+        }
+    }
+
+    async fn run_docker(self, updates: mpsc::Sender<Update>) {
         let mut follower = Follower {
             task: self,
             updates,
@@ -230,9 +240,14 @@ impl Follower {
                 "create" | "destroy" | "remove" => self.list_networks(docker).await,
                 "connect" | "disconnect" => {
                     // With Docker the network is who acts, with Podman the container.
-                    let container = attributes.get("container").unwrap_or(&id);
-                    if self.known.contains_key(container) {
-                        inspections.ask(container.clone());
+                    let container = attributes.get("container").unwrap_or(&id).clone();
+                    if !self.known.contains_key(&container) {
+                        return Ok(());
+                    }
+                    inspections.ask(container.clone());
+                    if action == "connect" && container != id {
+                        let at = when(event.time_nano);
+                        return self.tell(Update::Connected { container, network: id, at }).await;
                     }
                     Ok(())
                 }
@@ -378,9 +393,18 @@ impl Inspections {
     }
 }
 
+/// When something happened by the engine's clock, which is ours.
+fn when(time_ns: Option<i64>) -> std::time::Instant {
+    let now = std::time::Instant::now();
+    let since_epoch = time_ns.and_then(|ns| u64::try_from(ns).ok()).map(Duration::from_nanos);
+    let at = since_epoch.and_then(|duration| SystemTime::UNIX_EPOCH.checked_add(duration));
+    let age = at.and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+    now.checked_sub(age).unwrap_or(now)
+}
+
 /// What tells a socket from another that is put at its path: who listens there may be another engine, while
 /// the one that we are connected with lives on. An inode may be used again, but not at the same time.
-fn identity(socket: &Path) -> Option<(u64, u64, SystemTime)> {
+pub(super) fn identity(socket: &Path) -> Option<(u64, u64, SystemTime)> {
     let metadata = std::fs::metadata(socket).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?))
 }

@@ -127,21 +127,26 @@ impl DropRing {
         while raw.len() < limit
             && let Some(record) = self.ring.next()
         {
-            let Some((header, room)) = record.split_at_checked(size_of::<DropHeader>()) else { continue };
-            // SAFETY: as many bytes as the header has, of plain integers; read unaligned.
-            let header = unsafe { header.as_ptr().cast::<DropHeader>().read_unaligned() };
-            raw.push((header, room.get(..header.captured as usize).unwrap_or(room).to_vec()));
+            raw.extend(Self::parts(&record).map(|(header, bytes)| (header, bytes.to_vec())));
         }
         self.names.learn(
             raw.iter().flat_map(|(header, _)| [header.key.location, header.hook, header.hook_function]),
         );
-        raw.into_iter().map(|(header, bytes)| self.record(&header, bytes)).collect()
+        raw.into_iter().map(|(header, bytes)| Self::record(&self.names, &header, bytes)).collect()
     }
 
-    fn record(&self, header: &DropHeader, bytes: Vec<u8>) -> DropRecord {
+    /// A record's header, and what there is of the packet.
+    pub(crate) fn parts(record: &[u8]) -> Option<(DropHeader, &[u8])> {
+        let (header, room) = record.split_at_checked(size_of::<DropHeader>())?;
+        // SAFETY: as many bytes as the header has, of plain integers; read unaligned.
+        let header = unsafe { header.as_ptr().cast::<DropHeader>().read_unaligned() };
+        Some((header, room.get(..header.captured as usize).unwrap_or(room)))
+    }
+
+    pub(crate) fn record(names: &Names, header: &DropHeader, bytes: Vec<u8>) -> DropRecord {
         let count = DropCount { packets: 1, hook: header.hook, hook_function: header.hook_function };
         DropRecord {
-            event: self.names.event(&header.key, &count),
+            event: names.event(&header.key, &count),
             time_ns: header.time_ns,
             len: header.len,
             link: header.link != 0,

@@ -1,13 +1,12 @@
 //! Packets that the kernel drops: an object of its own, loaded where drops are asked for.
 
 mod each;
-mod layout;
-mod names;
+pub(crate) mod layout;
+pub(crate) mod names;
 mod ordinary;
 mod places;
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
@@ -30,7 +29,10 @@ use super::{
     mapping::Mapping,
     table::{Amount, Table},
 };
-use crate::model::drops::{DropSample, ReasonTotal};
+use crate::model::{
+    drops::{DropSample, ReasonTotal},
+    snapshot::by_name,
+};
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/drops.bpf.o");
@@ -128,8 +130,9 @@ impl Drops {
         // After the events: totals are never behind them.
         let sum = self.totals.read();
         let by_reason = self.by_reason(&sum);
-        let mut lost: BTreeMap<_, _> = ["full", "busy"].into_iter().zip(sum.lost).collect();
-        lost.insert("recursion", recursion_misses(&self.ebpf, PROGRAM));
+        let [full, busy] = sum.lost;
+        let lost =
+            by_name([("full", full), ("busy", busy), ("recursion", recursion_misses(&self.ebpf, PROGRAM))]);
         Ok(DropSample { events, by_reason, lost, ..DropSample::default() })
     }
 

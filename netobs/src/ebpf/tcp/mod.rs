@@ -1,6 +1,6 @@
 //! How TCP connections fare: an object of its own, loaded where that is asked for.
 
-mod layout;
+pub(crate) mod layout;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::model::{
     FlowEnd,
+    snapshot::by_name,
     tcp::{TcpAmount, TcpConnection, TcpNamespace, TcpSample, TcpSubject, feature},
 };
 
@@ -189,8 +190,12 @@ impl Tcp {
         Ok(TcpSample {
             amounts: amounts.iter().filter_map(|(key, amount)| self::amount(key, amount)).collect(),
             connections,
-            lost: [("full", lost_full), ("busy", lost_busy), ("start", lost_start), ("flow", lost_flow)]
-                .into(),
+            lost: by_name([
+                ("full", lost_full),
+                ("busy", lost_busy),
+                ("start", lost_start),
+                ("flow", lost_flow),
+            ]),
         })
     }
 
@@ -273,7 +278,8 @@ fn amount(key: &TcpKey, amount: &TcpCount) -> Option<TcpAmount> {
     })
 }
 
-fn connection(bytes: &[u8]) -> Option<TcpConnection> {
+/// What a record of the ring says.
+pub(crate) fn connection(bytes: &[u8]) -> Option<TcpConnection> {
     if bytes.len() < size_of::<TcpEvent>() {
         return None;
     }

@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::message::Message;
 use super::{
     capture::Way,
     event::Datagram,
+    snapshot::ByName,
     update::{FlowEnd, InterfaceKey},
 };
 
@@ -32,7 +33,7 @@ pub const DNS_BOUNDS_US: [u64; 14] = [
 ];
 
 /// Which end the container is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// It asks.
@@ -51,7 +52,7 @@ impl Role {
 }
 
 /// Where messages are seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
     /// At the container's interface, from or to port 53.
@@ -71,14 +72,14 @@ impl Path {
 
 /// Messages of one role by one way. Queries are `retransmitted + untracked + latency's count + unanswered` and
 /// those that are still waited for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DnsCounts {
     /// Every one, those that were sent again included.
     pub queries: u64,
     /// Sent again (same ends and ID) while the first was waited for.
     pub retransmitted: u64,
     /// By response code: every one.
-    pub responses: BTreeMap<&'static str, u64>,
+    pub responses: ByName,
     /// Of these, not the first to a query that was waited for: sent again, too late, never asked for.
     pub unmatched: u64,
     /// Of these, only part of the answer, which is to be asked for by TCP.
@@ -92,7 +93,7 @@ pub struct DnsCounts {
 }
 
 /// A distribution of durations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DnsLatency {
     /// By [`DNS_BOUNDS_US`], not cumulative.
     pub buckets: [u64; DNS_BOUNDS_US.len() + 1],
@@ -124,7 +125,7 @@ impl std::ops::AddAssign<&Self> for DnsCounts {
         self.queries += other.queries;
         self.retransmitted += other.retransmitted;
         for (code, count) in &other.responses {
-            *self.responses.entry(code).or_default() += count;
+            *self.responses.entry(code.clone()).or_default() += count;
         }
         self.unmatched += other.unmatched;
         self.truncated += other.truncated;
@@ -226,7 +227,7 @@ impl Outstanding {
         match message {
             Message::Query { id } => self.query(key(id), time_ns, counts),
             Message::Response { id, rcode, truncated } => {
-                *counts.responses.entry(message::rcode_name(rcode)).or_default() += 1;
+                *counts.responses.entry(message::rcode_name(rcode).into()).or_default() += 1;
                 counts.truncated += u64::from(truncated);
                 match self.since_ns.remove(&key(id)) {
                     Some(since_ns) => counts.latency.observe(time_ns.saturating_sub(since_ns)),

@@ -4,12 +4,12 @@ mod owners;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, ops::AddAssign};
+use std::ops::AddAssign;
 
 use netobs_common::tcp::TCP_BUCKETS;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::update::FlowEnd;
+use super::{snapshot::ByName, update::FlowEnd};
 
 pub(super) use self::owners::{TcpEnds, TcpState};
 
@@ -75,11 +75,11 @@ pub struct TcpSample {
     /// In the order in which it happened.
     pub connections: Vec<TcpConnection>,
     /// Events that are in neither, by cause, since the start.
-    pub lost: BTreeMap<&'static str, u64>,
+    pub lost: ByName,
 }
 
 /// Durations, by [`netobs_common::tcp::TCP_BOUNDS_US`]; the last bucket has no bound. Not cumulative.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Distribution {
     pub buckets: [u64; TCP_BUCKETS],
     pub sum_us: u64,
@@ -114,7 +114,7 @@ pub(in crate::model) struct TcpCounts {
 }
 
 /// Connections that a container opened and accepted, and how long that took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TcpConnections {
     /// Of connections that it opened: SYN to SYN-ACK.
     pub client_handshake: Distribution,
@@ -129,14 +129,14 @@ pub struct TcpConnections {
     pub given_up: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TcpResets {
     pub sent: u64,
     pub received: u64,
 }
 
 /// How the connections of a container fared, as far as the kernel lets it be known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TcpHealth {
     pub connections: Option<TcpConnections>,
     /// SYN and SYN-ACK among them.
@@ -190,7 +190,7 @@ impl AddAssign<&TcpCounts> for TcpCounts {
 }
 
 /// One end of a connection, by its own socket.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct TcpEnd {
     /// The client's: SYN to SYN-ACK. The server's: SYN-ACK to ACK. None: not known.
     pub handshake_seconds: Option<f64>,

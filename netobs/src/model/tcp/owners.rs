@@ -1,13 +1,13 @@
 //! Whose connections they were, and how single ones stand.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
 use super::{TcpConnection, TcpCounts, TcpEnd, TcpHealth, TcpNamespace, TcpSample, feature};
 use crate::model::{
-    snapshot::TcpStatus,
+    snapshot::{ByName, TcpStatus},
     state::{ContainerEntry, State, is_live, shares_namespace},
     update::{FlowEnd, Namespace, Owner},
 };
@@ -17,7 +17,7 @@ const MAX_PENDING: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(in crate::model) struct TcpState {
-    lost: BTreeMap<&'static str, u64>,
+    lost: ByName,
     /// Containers by the cookies of namespaces that were theirs.
     owners: HashMap<TcpNamespace, String>,
     /// What was counted where it is not known yet whose it is.
@@ -170,7 +170,7 @@ impl State {
             .map(|((_, local, remote), _)| (*local, *remote))
             .collect();
         if !old.is_empty() {
-            let flows = self.flows.flows.keys().map(|id| (id.local, id.remote));
+            let flows = self.flows.flows.iter().map(|(id, _)| (id.local, id.remote));
             let there: HashSet<(FlowEnd, FlowEnd)> = flows.filter(|ends| old.contains(ends)).collect();
             tcp.connections.retain(|(_, local, remote), connection| {
                 age(connection.at) < idle || there.contains(&(*local, *remote))
@@ -198,9 +198,9 @@ impl State {
     pub(in crate::model) fn tcp_status(&self) -> Option<TcpStatus> {
         let tcp = self.tcp.as_ref()?;
         let mut lost = tcp.lost.clone();
-        *lost.entry("full").or_default() += tcp.unlisted;
-        *lost.entry("flow").or_default() += tcp.unlisted_connections;
-        lost.insert("ambiguous", tcp.ambiguous);
+        *lost.entry("full".into()).or_default() += tcp.unlisted;
+        *lost.entry("flow".into()).or_default() += tcp.unlisted_connections;
+        lost.insert("ambiguous".into(), tcp.ambiguous);
         Some(TcpStatus { lost })
     }
 

@@ -6,9 +6,12 @@ use std::{
 };
 
 use super::{Seen, words};
-use crate::model::{
-    Snapshot,
-    drops::{DropRow, Party},
+use crate::{
+    model::{
+        Snapshot,
+        drops::{DropRow, Party},
+    },
+    output::csv::write_cells,
 };
 
 type Cell = fn(&DropRow) -> String;
@@ -33,9 +36,11 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("icmp_type", |row| text(row.kind.icmp_type)),
     ("icmp_code", |row| text(row.kind.icmp_code)),
     ("place", |row| text(row.kind.place.as_deref())),
-    ("netfilter_hook", |row| text(row.kind.netfilter.as_ref().and_then(|netfilter| netfilter.hook))),
+    ("netfilter_hook", |row| text(row.kind.netfilter.as_ref().and_then(|netfilter| netfilter.hook.clone()))),
     ("netfilter_by", |row| text(row.kind.netfilter.as_ref().and_then(|netfilter| netfilter.by.clone()))),
-    ("netfilter_table", |row| text(row.kind.netfilter.as_ref().and_then(|netfilter| netfilter.table))),
+    ("netfilter_table", |row| {
+        text(row.kind.netfilter.as_ref().and_then(|netfilter| netfilter.table.clone()))
+    }),
     ("namespace", |row| text(row.kind.at.namespace.as_deref())),
     ("at", |row| if row.kind.at.host { "host".to_owned() } else { text(row.kind.at.container.as_deref()) }),
     ("at_id", |row| text(row.kind.at.container_id.as_deref())),
@@ -56,7 +61,8 @@ pub fn rows(to: &mut impl Write, snapshot: &Snapshot, seen: &Seen) -> Result<(),
     let mut writer = csv::Writer::from_writer(to);
     for (row, new) in seen.rows(report) {
         let cells = COLUMNS.iter().map(|(_, cell)| cell(row));
-        writer.write_record([seconds(snapshot.time), new.to_string()].into_iter().chain(cells))?;
+        let cells = [seconds(snapshot.time), new.to_string()].into_iter().chain(cells);
+        write_cells(&mut writer, cells)?;
     }
     Ok(writer.flush()?)
 }

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::model::{Snapshot, drops::DropReport};
+use crate::{
+    model::{Snapshot, drops::DropReport, snapshot::unix_seconds},
+    output::json::document as document_of,
+};
 
 /// Version of the form: raised when a field is removed or changes its meaning.
 const VERSION: u32 = 1;
@@ -11,7 +14,7 @@ const VERSION: u32 = 1;
 struct Document<'a> {
     version: u32,
     /// Seconds since the epoch, with fraction.
-    #[serde(serialize_with = "crate::model::snapshot::unix_seconds")]
+    #[serde(serialize_with = "unix_seconds::serialize")]
     time: std::time::SystemTime,
     /// Why nothing is told; none if it is.
     problem: Option<&'a str>,
@@ -29,5 +32,5 @@ pub fn document(snapshot: &Snapshot) -> serde_json::Result<String> {
         (Some(_), None) => None,
     };
     let report = snapshot.drops.as_ref().unwrap_or(&nothing);
-    serde_json::to_string(&Document { version: VERSION, time: snapshot.time, problem, report })
+    document_of(&Document { version: VERSION, time: snapshot.time, problem, report })
 }

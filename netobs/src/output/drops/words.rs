@@ -60,10 +60,12 @@ pub fn place(kind: &DropKind) -> String {
 /// `nf_tables at forward`, `table filter of ip_tables at input`.
 pub fn netfilter(netfilter: &Netfilter) -> String {
     let by = netfilter.by.as_deref().map_or_else(|| "netfilter".to_owned(), escape);
-    let table = netfilter.table.map(|table| format!("table {table} of ")).unwrap_or_default();
-    let hook = netfilter
-        .hook
-        .map_or_else(|| format!("called by {}", escape(&netfilter.caller)), |hook| format!("at {hook}"));
+    let table =
+        netfilter.table.as_deref().map(|table| format!("table {} of ", escape(table))).unwrap_or_default();
+    let hook = netfilter.hook.as_deref().map_or_else(
+        || format!("called by {}", escape(&netfilter.caller)),
+        |hook| format!("at {}", escape(hook)),
+    );
     format!("{table}{by} {hook}")
 }
 

@@ -2,10 +2,13 @@
 
 use std::io::Write;
 
-use crate::model::{
-    FlowCount,
-    conversation::{Conversation, ConversationEnd, Conversations},
-    tcp::TcpEnd,
+use crate::{
+    model::{
+        FlowCount,
+        conversation::{Conversation, ConversationEnd, Conversations},
+        tcp::TcpEnd,
+    },
+    output::csv::write_cells,
 };
 
 type Cell = fn(&Conversation) -> String;
@@ -43,6 +46,8 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("server_rtt_seconds", |flow| of_tcp(flow.server_tcp, |tcp| tcp.rtt_seconds)),
     ("client_retransmitted_segments", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.retransmitted_segments))),
     ("server_retransmitted_segments", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.retransmitted_segments))),
+    ("client_service", |flow| flow.client.service.clone().unwrap_or_default()),
+    ("server_service", |flow| flow.server.service.clone().unwrap_or_default()),
 ];
 
 /// With a header.
@@ -50,7 +55,7 @@ pub fn csv(to: &mut impl Write, conversations: &Conversations) -> Result<(), csv
     let mut writer = csv::Writer::from_writer(to);
     writer.write_record(COLUMNS.iter().map(|(name, _)| name))?;
     for flow in &conversations.flows {
-        writer.write_record(COLUMNS.iter().map(|(_, cell)| cell(flow)))?;
+        write_cells(&mut writer, COLUMNS.iter().map(|(_, cell)| cell(flow)))?;
     }
     Ok(writer.flush()?)
 }

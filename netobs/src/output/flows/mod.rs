@@ -11,7 +11,7 @@ use crate::model::conversation::Conversations;
 
 /// One line of JSON without its end, described by `docs/flows.schema.json`.
 pub fn json(conversations: &Conversations) -> serde_json::Result<String> {
-    serde_json::to_string(conversations)
+    super::json::document(conversations)
 }
 
 #[cfg(test)]

@@ -99,9 +99,9 @@ fn retransmitted(flow: &Conversation) -> Option<u64> {
     known.reduce(|sum, more| sum + more)
 }
 
-/// The name, or else the address; with the port where there is one.
+/// The name, its own or the service's, or else the address; with the port where there is one.
 fn end(end: &ConversationEnd) -> String {
-    let name = match (&end.container, end.address) {
+    let name = match (end.container.as_ref().or(end.service.as_ref()), end.address) {
         (Some(name), _) => escape(name),
         (None, std::net::IpAddr::V6(address)) if end.port.is_some() => format!("[{address}]"),
         (None, address) => address.to_string(),

@@ -10,7 +10,7 @@ use crate::{
         flow::End,
         tcp::TcpEnd,
     },
-    output::{fixture::HOSTILE, schema},
+    output::{fixture::HOSTILE, format::visible, schema},
 };
 
 const SCHEMA: &str = include_str!("../../../../docs/flows.schema.json");
@@ -20,6 +20,7 @@ pub fn conversations() -> Conversations {
     let end = |container: Option<&str>, address: &str, port| ConversationEnd {
         container: container.map(str::to_owned),
         id: container.map(|_| "f".repeat(64)),
+        service: None,
         address: address.parse().expect("address"),
         port,
     };
@@ -81,8 +82,23 @@ fn a_line_a_conversation() {
 }
 
 #[test]
+fn a_service_has_its_name() {
+    let mut all = conversations();
+    all.flows[2].client.service = Some("shop/web".to_owned());
+    let text = table(&all);
+    assert!(text.contains("shop/web:50000"), "{text}");
+    let mut bytes = Vec::new();
+    csv(&mut bytes, &all).expect("CSV");
+    let text = String::from_utf8(bytes).expect("UTF-8");
+    let last: Vec<&str> = text.lines().last().expect("a row").rsplit(',').collect();
+    assert_eq!((last[1], last[0]), ("shop/web", ""), "{text}");
+}
+
+#[test]
 fn the_schema_describes_all_of_it() {
-    let text = json(&conversations()).expect("JSON");
+    let mut conversations = conversations();
+    conversations.flows[2].client.service = Some("shop/web".to_owned());
+    let text = json(&conversations).expect("JSON");
     assert!(!text.contains(['\n', '\x1b']));
     schema::check_document(&text, SCHEMA);
     schema::check_descriptions(SCHEMA);
@@ -100,7 +116,10 @@ fn csv_has_a_row_for_each() {
         rows[row][at].to_owned()
     };
     assert_eq!(rows.len(), 3);
-    assert_eq!((cell(0, "client"), cell(0, "to_server_sent_packets")), (HOSTILE.to_owned(), "12".to_owned()));
+    assert_eq!(
+        (cell(0, "client"), cell(0, "to_server_sent_packets")),
+        (visible(HOSTILE).into_owned(), "12".to_owned())
+    );
     assert_eq!(
         (cell(1, "to_server_received_packets"), cell(1, "icmp_type")),
         (String::new(), "128".to_owned())

@@ -35,7 +35,7 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
         container.interfaces.iter().map(move |interface| {
             let name = interface.name.as_deref().unwrap_or(UNKNOWN);
             let image = container.image.as_deref().unwrap_or_default();
-            let labels = Labels::new(LABELS, [&id, image, name, &container.name]);
+            let labels = Labels::new(LABELS, [&id, image, name, &container.name]).in_pod(container);
             let (rx, tx) = (&interface.rx, &interface.tx);
             (labels, ([rx.bytes, rx.packets, tx.bytes, tx.packets], interface.drops))
         })

@@ -1,14 +1,16 @@
 //! Families about containers; directions are the container's, one series per interface inside.
 
+use std::collections::BTreeMap;
+
 use netobs_common::SIZE_BOUNDS;
 use prometheus::{
     Error,
     proto::{Histogram, Metric, MetricType},
 };
 
-use super::exposition::{Exposition, Labels, UNKNOWN, float, histogram, merge, with_label};
+use super::exposition::{Exposition, Labels, UNKNOWN, float, histogram, merge, name_of, with_label};
 use crate::{
-    model::{Count, Drops, InterfaceKind, Place, Snapshot, Traffic},
+    model::{Container, Count, Drops, InterfaceKind, Place, Pod, Snapshot, Traffic},
     output::format::short_id,
 };
 
@@ -16,6 +18,7 @@ const LABELS: [&str; 4] = ["container", "id", "interface", "network"];
 
 const CONTAINER_LABELS: [&str; 8] =
     ["id", "container", "image", "state", "engine", "compose_project", "compose_service", "network_mode"];
+const POD_LABELS: [&str; 6] = ["namespace", "pod", "pod_uid", "owner_kind", "owner_name", "node"];
 const INTERFACE_LABELS: [&str; 11] = [
     "id",
     "container",
@@ -110,7 +113,8 @@ fn series(snapshot: &Snapshot) -> Vec<(Labels, Series)> {
         container.interfaces.iter().map(|interface| {
             let name = interface.name.as_deref().unwrap_or(UNKNOWN);
             let network = interface.network.as_deref().unwrap_or(UNKNOWN);
-            let labels = Labels::new(LABELS, [&container.name, short_id(&container.id), name, network]);
+            let labels = Labels::new(LABELS, [name_of(container), short_id(&container.id), name, network])
+                .in_pod(container);
             (labels, Series { rx: interface.rx, tx: interface.tx, drops: interface.drops })
         })
     });
@@ -218,7 +222,7 @@ fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
             CONTAINER_LABELS,
             [
                 short_id(&container.id),
-                &container.name,
+                name_of(container),
                 container.image.as_deref().unwrap_or_default(),
                 &container.state.to_string(),
                 &container.engine,
@@ -227,10 +231,11 @@ fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
                 container.network_mode.as_deref().unwrap_or_default(),
             ],
         );
-        (labels, 1)
+        (pod_info(container, labels), 1)
     });
     let help = "What is known of a container, for joins on id; always 1";
     out.gauges("netobs_container_info", help, merge(containers, |_, _| ()))?;
+    write_pods(snapshot, out)?;
     let interfaces = snapshot.containers.iter().flat_map(|container| {
         container.interfaces.iter().map(|interface| {
             let addresses: Vec<_> = interface.addresses.iter().map(ToString::to_string).collect();
@@ -238,7 +243,7 @@ fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
                 INTERFACE_LABELS,
                 [
                     short_id(&container.id),
-                    &container.name,
+                    name_of(container),
                     interface.name.as_deref().unwrap_or(UNKNOWN),
                     interface.network.as_deref().unwrap_or(UNKNOWN),
                     interface.driver.as_deref().unwrap_or_default(),
@@ -250,10 +255,41 @@ fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
                     &addresses.join(","),
                 ],
             );
-            (labels, 1)
+            (labels.in_pod(container), 1)
         })
     });
     let help = "What is known of a container's interface, for joins on id and interface; always 1. \
                 ifindex is the host interface's; addresses are separated by commas";
     out.gauges("netobs_interface_info", help, merge(interfaces, |_, _| ()))
+}
+
+/// One series a pod: its sandbox and its containers say the same.
+fn write_pods(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    let mut pods: BTreeMap<[&str; 3], &Pod> = BTreeMap::new();
+    for pod in snapshot.containers.iter().filter_map(|container| container.pod.as_ref()) {
+        let known = pods.entry([&pod.namespace, &pod.name, &pod.uid]).or_insert(pod);
+        // A container whose sandbox is not known says less.
+        if known.owner.is_none() {
+            *known = pod;
+        }
+    }
+    let pods = pods.into_values().map(|pod| {
+        let (kind, name) =
+            pod.owner.as_ref().map_or(("", ""), |owner| (owner.kind.as_str(), owner.name.as_str()));
+        let node = pod.node.as_deref().unwrap_or_default();
+        (Labels::new(POD_LABELS, [&pod.namespace, &pod.name, &pod.uid, kind, name, node]), 1)
+    });
+    let help = "What has made a pod and which node it is on, for joins on namespace and pod; always 1";
+    out.gauges("netobs_pod_info", help, merge(pods, |_, _| ()))
+}
+
+/// With all that is known of its pod, if it is in one.
+fn pod_info(container: &Container, labels: Labels) -> Labels {
+    match &container.pod {
+        Some(pod) => {
+            let values = [&pod.namespace, &pod.name, &pod.uid].map(String::as_str);
+            labels.after(Labels::new(["namespace", "pod", "pod_uid"], values))
+        }
+        None => labels,
+    }
 }

@@ -48,7 +48,7 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
 }
 
 fn lost(report: &DropReport) -> impl Iterator<Item = (Labels, u64)> {
-    report.lost.iter().map(|(cause, packets)| (Labels::new(["cause"], [*cause]), *packets))
+    report.lost.iter().map(|(cause, packets)| (Labels::new(["cause"], [cause]), *packets))
 }
 
 /// Name, ID and network.

@@ -2,7 +2,7 @@
 
 use prometheus::{Error, proto::Histogram};
 
-use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge};
+use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge, name_of};
 use crate::{
     model::{
         Container, Count, Snapshot,
@@ -80,12 +80,12 @@ fn messages(snapshot: &Snapshot) -> impl Iterator<Item = (&Container, &DnsMessag
 }
 
 fn of_container(container: &Container) -> Labels {
-    Labels::new(["container", "id"], [&container.name, short_id(&container.id)])
+    Labels::new(["container", "id"], [name_of(container), short_id(&container.id)]).in_pod(container)
 }
 
 fn labels((container, messages): (&Container, &DnsMessages)) -> Labels {
-    let values = [&container.name, short_id(&container.id), messages.role.name(), messages.via.name()];
-    Labels::new(["container", "id", "role", "via"], values)
+    let values = [name_of(container), short_id(&container.id), messages.role.name(), messages.via.name()];
+    Labels::new(["container", "id", "role", "via"], values).in_pod(container)
 }
 
 fn write_messages(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
@@ -99,9 +99,14 @@ fn write_messages(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), E
 fn write_responses(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let samples = messages(snapshot).flat_map(|(container, messages)| {
         messages.counts.responses.iter().map(move |(code, count)| {
-            let values =
-                [&container.name, short_id(&container.id), messages.role.name(), messages.via.name(), code];
-            (Labels::new(["container", "id", "role", "via", "rcode"], values), *count)
+            let values = [
+                name_of(container),
+                short_id(&container.id),
+                messages.role.name(),
+                messages.via.name(),
+                code,
+            ];
+            (Labels::new(["container", "id", "role", "via", "rcode"], values).in_pod(container), *count)
         })
     });
     out.sums("netobs_container_dns_responses_total", "DNS responses by their code", samples)
@@ -138,12 +143,17 @@ fn write_rest(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
         "DNS messages that are neither queries nor their responses",
         reports().map(|(container, report)| (of_container(container), report.other)),
     )?;
+    out.sums(
+        "netobs_container_dns_tcp_packets_total",
+        "Packets, both ways, of TCP connections from or to port 53: DNS that is not read",
+        reports().filter_map(|(container, report)| Some((of_container(container), report.over_tcp?.packets))),
+    )?;
     let names = reports().flat_map(|(container, report)| {
         let named = report.names.iter().flatten().map(|name| (name.name.as_str(), name.queries));
         let other = (report.other_names > 0).then_some(("other", report.other_names));
         named.chain(other).map(move |(name, queries)| {
-            let values = [container.name.as_str(), short_id(&container.id), name];
-            (Labels::new(["container", "id", "name"], values), queries)
+            let values = [name_of(container), short_id(&container.id), name];
+            (Labels::new(["container", "id", "name"], values).in_pod(container), queries)
         })
     });
     let help =
@@ -164,14 +174,30 @@ fn write_arp(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
 
 fn write_foreign(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     type Field = (&'static str, fn(&Count) -> u64);
+    type Of = fn(&Container) -> Option<&Count>;
     let fields: [Field; 2] = [("packets", |count| count.packets), ("bytes", |count| count.bytes)];
-    for (unit, value) in fields {
-        let samples = snapshot.containers.iter().filter_map(|container| {
-            Some((of_container(container), value(container.foreign_address.as_ref()?)))
-        });
-        let name = format!("netobs_container_foreign_address_transmit_{unit}_total");
-        let help = format!("IP {unit} sent by the container from an address that is not its own");
-        out.sums(&name, &help, samples)?;
+    let kinds: [(&str, &str, Of); 2] = [
+        ("address", "IP {unit} sent by the container from an address that is not its own", |container| {
+            container.foreign_address.as_ref()
+        }),
+        ("mac", "{unit} sent by the container from a MAC address that is not its interface's", |container| {
+            container.foreign_mac.as_ref().map(|foreign| &foreign.count)
+        }),
+    ];
+    for (kind, help, of) in kinds {
+        for (unit, value) in fields {
+            let samples = snapshot
+                .containers
+                .iter()
+                .filter_map(|container| Some((of_container(container), value(of(container)?))));
+            let name = format!("netobs_container_foreign_{kind}_transmit_{unit}_total");
+            out.sums(&name, &help.replace("{unit}", unit), samples)?;
+        }
     }
-    Ok(())
+    let unjudged = snapshot
+        .containers
+        .iter()
+        .filter_map(|container| Some((of_container(container), container.foreign_mac?.unjudged_packets)));
+    let help = "packets sent by the container of which it is not known whether their MAC address was its interface's";
+    out.sums("netobs_container_unjudged_mac_transmit_packets_total", help, unjudged)
 }

@@ -7,7 +7,7 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::output::format::visible;
+use crate::{model::Container, output::format::visible};
 
 /// Value of a label whose content could not be learned; empty would be no label at all.
 pub const UNKNOWN: &str = "unknown";
@@ -15,17 +15,30 @@ pub const UNKNOWN: &str = "unknown";
 /// Prometheus's unit of time is the second.
 pub const US_PER_SECOND: f64 = 1e6;
 
-/// Where families go: one by one to a writer, or all into one text.
+/// Where families go: as text, one by one to a writer or all into one; or as they are.
 #[derive(Default)]
 pub struct Exposition<'a> {
-    to: Option<&'a mut dyn Write>,
+    to: Sink<'a>,
     /// Not written yet.
     text: String,
 }
 
+#[derive(Default)]
+enum Sink<'a> {
+    #[default]
+    Text,
+    Writer(&'a mut dyn Write),
+    Families(&'a mut dyn FnMut(&MetricFamily)),
+}
+
 impl<'a> Exposition<'a> {
     pub fn new(to: &'a mut dyn Write) -> Self {
-        Self { to: Some(to), text: String::new() }
+        Self { to: Sink::Writer(to), text: String::new() }
+    }
+
+    /// Of these [`labels`] tells the labels.
+    pub fn families(to: &'a mut dyn FnMut(&MetricFamily)) -> Self {
+        Self { to: Sink::Families(to), text: String::new() }
     }
 
     /// What has not been written: without a writer, all.
@@ -85,15 +98,38 @@ impl<'a> Exposition<'a> {
         help: &str,
         samples: impl IntoIterator<Item = (Labels, u64)>,
     ) -> Result<(), Error> {
-        let mut metrics = Vec::new();
-        for (labels, value) in samples {
+        self.gauges_of(name, help, samples.into_iter().map(|(labels, value)| (labels, float(value))))
+    }
+
+    /// Gauges that may be less than 0, each with its labels and its value.
+    pub fn signed_gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels, i64)>,
+    ) -> Result<(), Error> {
+        let signed = |(labels, value): (Labels, i64)| {
+            let sign = if value < 0 { -1.0 } else { 1.0 };
+            (labels, sign * float(value.unsigned_abs()))
+        };
+        self.gauges_of(name, help, samples.into_iter().map(signed))
+    }
+
+    fn gauges_of(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl Iterator<Item = (Labels, f64)>,
+    ) -> Result<(), Error> {
+        let gauge = |(labels, value): (Labels, f64)| {
             let mut metric = labels.metric();
             let mut gauge = Gauge::default();
-            gauge.set_value(float(value));
+            gauge.set_value(value);
             metric.set_gauge(gauge);
-            metrics.push(metric);
-        }
-        self.family(name.into(), help.into(), MetricType::GAUGE, &mut metrics)
+            metric
+        };
+        let mut metrics = samples.map(gauge).collect();
+        self.family(name.to_owned(), help.to_owned(), MetricType::GAUGE, &mut metrics)
     }
 
     /// Any kind; writes nothing without metrics, because there is no family without one.
@@ -112,12 +148,17 @@ impl<'a> Exposition<'a> {
         family.set_help(help);
         family.set_field_type(kind);
         family.set_metric(std::mem::take(metrics));
+        if let Sink::Families(to) = &mut self.to {
+            to(&family);
+            *metrics = family.take_metric();
+            return Ok(());
+        }
         let families = [family];
         let encoded = TextEncoder::new().encode_utf8(&families, &mut self.text);
         let [mut family] = families;
         *metrics = family.take_metric();
         encoded?;
-        if let Some(to) = &mut self.to {
+        if let Sink::Writer(to) = &mut self.to {
             to.write_all(self.text.as_bytes())?;
             self.text.clear();
         }
@@ -184,18 +225,28 @@ impl Labels {
         let mut written = String::with_capacity(names.iter().chain(&values).map(|text| text.len() + 2).sum());
         for (name, value) in pairs {
             written.push_str(name);
-            written.push_str("=\"");
-            // The format's escapes; line ends are gone already, by `visible`.
-            for character in visible(value).chars() {
-                if matches!(character, '\\' | '"') {
-                    written.push('\\');
-                }
-                written.push(character);
-            }
-            written.push_str("\",");
+            write_value(&mut written, &visible(value));
         }
         written.push_str(last);
         Self { written, last_value: visible(last_value).into_owned() }
+    }
+
+    /// With others before them.
+    #[must_use]
+    pub fn after(self, others: Self) -> Self {
+        let mut written = others.written;
+        write_value(&mut written, &others.last_value);
+        written.push_str(&self.written);
+        Self { written, last_value: self.last_value }
+    }
+
+    /// With the namespace and the name of the container's pod, if it is in one.
+    #[must_use]
+    pub fn in_pod(self, container: &Container) -> Self {
+        match &container.pod {
+            Some(pod) => self.after(Self::new(["namespace", "pod"], [&pod.namespace, &pod.name])),
+            None => self,
+        }
     }
 
     pub fn metric(self) -> Metric {
@@ -204,6 +255,59 @@ impl Labels {
         }
         Metric::from_label(vec![pair(self.written, self.last_value)])
     }
+}
+
+/// A value and what ends it, with the format's escapes; line ends are gone already, by `visible`.
+fn write_value(written: &mut String, value: &str) {
+    written.push_str("=\"");
+    for character in value.chars() {
+        if matches!(character, '\\' | '"') {
+            written.push('\\');
+        }
+        written.push(character);
+    }
+    written.push_str("\",");
+}
+
+/// What a sandbox is called, which owns a pod's network and is none of its containers: cAdvisor's word.
+const SANDBOX: &str = "POD";
+
+/// The label `container`: the name, in a pod that which it has there.
+pub fn name_of(container: &Container) -> &str {
+    match &container.pod {
+        Some(pod) => pod.container.as_deref().unwrap_or(SANDBOX),
+        None => &container.name,
+    }
+}
+
+/// The labels of a metric that [`Labels`] and [`with_label`] have made: names and values, in their order.
+pub fn labels(metric: &Metric) -> Vec<(String, String)> {
+    let mut labels = Vec::new();
+    for pair in metric.get_label() {
+        let mut rest = pair.name();
+        // All but the last are in the name, as [`Labels::new`] has written them.
+        while let Some((name, quoted)) = rest.split_once("=\"") {
+            let (value, after) = unescape(quoted);
+            labels.push((name.to_owned(), value));
+            rest = after.strip_prefix(',').unwrap_or(after);
+        }
+        labels.push((rest.to_owned(), pair.value().to_owned()));
+    }
+    labels
+}
+
+/// Up to the quote that ends it, and what is behind that.
+fn unescape(quoted: &str) -> (String, &str) {
+    let mut value = String::new();
+    let mut characters = quoted.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return (value, &quoted[at + 1..]),
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            _ => value.push(character),
+        }
+    }
+    (value, "")
 }
 
 /// `metric` with one label more.
@@ -223,4 +327,24 @@ fn pair(name: String, value: String) -> LabelPair {
 #[expect(clippy::cast_precision_loss, reason = "the format's own number type")]
 pub fn float(value: u64) -> f64 {
     value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read_back_as_they_were() {
+        for odd in ["", "a\"b", "a\\", "\\\"", "x=\"y\",z=\"", "ü,=", "a\",b=\"c"] {
+            let metric = Labels::new(["one", "two", "three"], [odd, "2", odd]).metric();
+            let metric = with_label(&metric, "four", odd);
+            let wanted = [("one", odd), ("two", "2"), ("three", odd), ("four", odd)];
+            assert_eq!(
+                labels(&metric),
+                wanted.map(|(name, value)| (name.to_owned(), value.to_owned())),
+                "{odd}"
+            );
+        }
+        assert!(labels(&Labels::default().metric()).is_empty());
+    }
 }

@@ -2,18 +2,22 @@
 
 use prometheus::{Error, proto::Metric};
 
-use super::exposition::{Exposition, Labels, UNKNOWN, merge};
+use super::exposition::{Exposition, Labels, UNKNOWN, merge, name_of};
 use crate::{
     model::{
         Snapshot,
         class::Class,
-        snapshot::{ClassTraffic, EdgeEnd},
+        snapshot::{ClassTraffic, Edge, EdgeEnd},
     },
     output::format::short_id,
 };
 
 const CLASS_LABELS: [&str; 4] = ["container", "id", "network", "class"];
 const EDGE_LABELS: [&str; 6] = ["source", "source_id", "destination", "destination_id", "protocol", "port"];
+
+const POD_LABELS: [&str; 4] = ["source_namespace", "source_pod", "destination_namespace", "destination_pod"];
+
+const SERVICE_LABELS: [&str; 2] = ["source_service", "destination_service"];
 
 /// In the labels of an edge, what is over the budget.
 const OTHER: &str = "other";
@@ -36,8 +40,8 @@ fn classes(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let each = snapshot.containers.iter().flat_map(|container| {
         container.classes.iter().map(|part| {
             let network = part.network.as_deref().unwrap_or(UNKNOWN);
-            let values = [container.name.as_str(), short_id(&container.id), network, part.class.name()];
-            (Labels::new(CLASS_LABELS, values), part.clone())
+            let values = [name_of(container), short_id(&container.id), network, part.class.name()];
+            (Labels::new(CLASS_LABELS, values).in_pod(container), part.clone())
         })
     });
     let merged = merge(each, |sum, more| {
@@ -60,10 +64,10 @@ fn edges(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
         let values =
             [name(source), id(source), name(destination), id(destination), edge.protocol.as_str(), &port];
         let once = edge.count.once();
-        (Labels::new(EDGE_LABELS, values), [once.packets, once.bytes])
+        (services(edge, pods(edge, Labels::new(EDGE_LABELS, values))), [once.packets, once.bytes])
     });
     let other = snapshot.agent.flows.iter().map(|flows| {
-        let once = flows.other_edges.once();
+        let once = flows.other_edges_once;
         (Labels::new(EDGE_LABELS, [OTHER, "", OTHER, "", OTHER, ""]), [once.packets, once.bytes])
     });
     let merged = merge(each.chain(other), |sum, more| {
@@ -80,6 +84,25 @@ fn edges(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
         out.counters(name, format!("{title} {help}"), &mut metrics, |metric| counts[metric][at])?;
     }
     Ok(())
+}
+
+/// With the pods of both ends, if any is in one.
+fn pods(edge: &Edge, labels: Labels) -> Labels {
+    let (source, destination) = (&edge.source, &edge.destination);
+    if source.pod.is_none() && destination.pod.is_none() {
+        return labels;
+    }
+    let all = [&source.namespace, &source.pod, &destination.namespace, &destination.pod];
+    labels.after(Labels::new(POD_LABELS, all.map(|one| one.as_deref().unwrap_or_default())))
+}
+
+/// With the services that the ends are, if any is one.
+fn services(edge: &Edge, labels: Labels) -> Labels {
+    let ends = [&edge.source.service, &edge.destination.service];
+    if ends.iter().all(|end| end.is_none()) {
+        return labels;
+    }
+    labels.after(Labels::new(SERVICE_LABELS, ends.map(|one| one.as_deref().unwrap_or_default())))
 }
 
 /// A container's name, else the class.

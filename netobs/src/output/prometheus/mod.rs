@@ -14,9 +14,10 @@ mod tcp;
 
 use std::io::Write;
 
-use prometheus::Error;
+use prometheus::{Error, proto::MetricFamily};
 
 use self::exposition::Exposition;
+pub use self::exposition::{UNKNOWN, labels};
 use crate::model::Snapshot;
 
 /// Content type of all that is written here.
@@ -32,6 +33,11 @@ pub fn encode(snapshot: &Snapshot) -> Result<String, Error> {
     let mut out = Exposition::default();
     families(snapshot, &mut out)?;
     Ok(out.into_text())
+}
+
+/// What `/metrics` serves, before it is text; of each metric [`labels`] tells the labels.
+pub fn each_family(snapshot: &Snapshot, to: &mut dyn FnMut(&MetricFamily)) -> Result<(), Error> {
+    families(snapshot, &mut Exposition::families(to))
 }
 
 /// What `/metrics/cadvisor` serves: cAdvisor's names and labels. A path of its own, because beside the

@@ -2,7 +2,7 @@
 
 use prometheus::{Error, proto::Metric};
 
-use super::exposition::{Exposition, Labels, merge};
+use super::exposition::{Exposition, Labels, merge, name_of};
 use crate::{
     model::{Container, Published, Snapshot, snapshot::PortCount},
     output::format::short_id,
@@ -31,14 +31,9 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
     let traffic = each(snapshot).flat_map(|(container, published)| {
         published.traffic.iter().flat_map(|traffic| &traffic.via).map(move |(via, count)| {
             let port = published.container_port.to_string();
-            let values = [
-                container.name.as_str(),
-                short_id(&container.id),
-                &port,
-                published.protocol.name(),
-                via.name(),
-            ];
-            (Labels::new(LABELS, values), *count)
+            let values =
+                [name_of(container), short_id(&container.id), &port, published.protocol.name(), via.name()];
+            (Labels::new(LABELS, values).in_pod(container), *count)
         })
     });
     let (mut metrics, counts): (Vec<Metric>, Vec<PortCount>) = merge(traffic, |sum, more| *sum += more)
@@ -54,14 +49,14 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
             let (port, host_port) = (published.container_port.to_string(), binding.port.to_string());
             let address = binding.address.map(|address| address.to_string()).unwrap_or_default();
             let values = [
-                container.name.as_str(),
+                name_of(container),
                 short_id(&container.id),
                 &port,
                 published.protocol.name(),
                 &address,
                 &host_port,
             ];
-            (Labels::new(INFO_LABELS, values), 1)
+            (Labels::new(INFO_LABELS, values).in_pod(container), 1)
         })
     });
     let help = "Where a published port of a container is reached on the host; always 1";

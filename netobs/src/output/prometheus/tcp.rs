@@ -3,10 +3,10 @@
 use netobs_common::tcp::TCP_BOUNDS_US;
 use prometheus::{Error, proto::Histogram};
 
-use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge};
+use super::exposition::{Exposition, Labels, US_PER_SECOND, float, histogram, merge, name_of};
 use crate::{
     model::{
-        Snapshot,
+        Container, Snapshot,
         tcp::{Distribution, TcpConnections, TcpHealth},
     },
     output::format::short_id,
@@ -23,32 +23,30 @@ const RESULTS: [Outcome; 5] = [
 ];
 
 pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
-    let of_containers: Vec<([&str; 2], &TcpHealth)> = snapshot
+    let of_containers: Vec<(&Container, &TcpHealth)> = snapshot
         .containers
         .iter()
-        .filter_map(|container| {
-            Some(([container.name.as_str(), short_id(&container.id)], container.tcp.as_ref()?))
-        })
+        .filter_map(|container| Some((container, container.tcp.as_ref()?)))
         .collect();
-    let connections: Vec<([&str; 2], &TcpConnections)> =
+    let connections: Vec<(&Container, &TcpConnections)> =
         of_containers.iter().filter_map(|(of, tcp)| Some((*of, tcp.connections.as_ref()?))).collect();
     write_durations(&connections, out)?;
     let results = connections.iter().flat_map(|(of, connections)| {
-        RESULTS.map(|(result, count)| (with(*of, "result", result), count(connections)))
+        RESULTS.map(|(result, count)| (with(of, "result", result), count(connections)))
     });
     let help = "TCP connections that the container tried to open, by what came of it";
     out.sums("netobs_container_tcp_connects_total", help, results)?;
-    let accepts = connections.iter().map(|(of, c)| (labels(*of), c.server_handshake.all()));
+    let accepts = connections.iter().map(|(of, c)| (labels(of), c.server_handshake.all()));
     let help = "TCP connections that were opened to the container";
     out.sums("netobs_container_tcp_accepts_total", help, accepts)?;
     let retransmits =
-        of_containers.iter().filter_map(|(of, tcp)| Some((labels(*of), tcp.retransmitted_segments?)));
+        of_containers.iter().filter_map(|(of, tcp)| Some((labels(of), tcp.retransmitted_segments?)));
     let help = "TCP segments that the container sent again, SYN and SYN-ACK among them";
     out.sums("netobs_container_tcp_retransmitted_segments_total", help, retransmits)?;
     let resets =
         of_containers.iter().filter_map(|(of, tcp)| Some((of, tcp.resets?))).flat_map(|(of, resets)| {
             [("receive", resets.received), ("transmit", resets.sent)]
-                .map(|(direction, count)| (with(*of, "direction", direction), count))
+                .map(|(direction, count)| (with(of, "direction", direction), count))
         });
     let help = "TCP resets that the container's sockets received and that it sent";
     out.sums("netobs_container_tcp_resets_total", help, resets)?;
@@ -60,28 +58,28 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
 
 /// Histograms, each once there is anything in it.
 fn write_durations(
-    connections: &[([&str; 2], &TcpConnections)],
+    connections: &[(&Container, &TcpConnections)],
     out: &mut Exposition<'_>,
 ) -> Result<(), Error> {
     let handshakes = connections.iter().flat_map(|(of, connections)| {
-        let role = |role, handshake| (with(*of, "role", role), handshake);
+        let role = |role, handshake| (with(of, "role", role), handshake);
         [role("client", connections.client_handshake), role("server", connections.server_handshake)]
     });
     let help = "How long TCP handshakes took: of a client from its first SYN to the SYN-ACK, of a server from \
                 its SYN-ACK to the ACK";
     histograms("netobs_container_tcp_handshake_seconds", help, handshakes, out)?;
-    let rtts = connections.iter().map(|(of, connections)| (labels(*of), connections.rtt));
+    let rtts = connections.iter().map(|(of, connections)| (labels(of), connections.rtt));
     let help =
         "Round-trip times of TCP connections, the kernel's smoothed figure when they begin and when they end";
     histograms("netobs_container_tcp_rtt_seconds", help, rtts, out)
 }
 
-fn labels(of: [&str; 2]) -> Labels {
-    Labels::new(["container", "id"], of)
+fn labels(of: &Container) -> Labels {
+    Labels::new(["container", "id"], [name_of(of), short_id(&of.id)]).in_pod(of)
 }
 
-fn with([container, id]: [&str; 2], name: &str, value: &str) -> Labels {
-    Labels::new(["container", "id", name], [container, id, value])
+fn with(of: &Container, name: &str, value: &str) -> Labels {
+    Labels::new(["container", "id", name], [name_of(of), short_id(&of.id), value]).in_pod(of)
 }
 
 fn histograms(

@@ -1,7 +1,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::*;
-use crate::output::fixture;
+use crate::{
+    model::{Pod, Workload},
+    output::fixture,
+};
 
 /// Series (as written) and value; panics on a series that comes twice.
 fn parse(text: &str) -> BTreeMap<String, f64> {
@@ -55,6 +58,17 @@ fn values_read_back() {
         value("netobs_interface_unobserved_bytes{host_interface=\"vetha\",direction=\"transmit\"}"),
         800.0
     );
+    let difference = |unit: &str, host: &str, direction: &str| {
+        value(&format!(
+            "netobs_reconciliation_difference_{unit}{{host_interface=\"{host}\",container=\"\",interface=\"\",\
+             direction=\"{direction}\"}}"
+        ))
+    };
+    assert_eq!(difference("packets", "vetha", "receive"), 3.0);
+    assert_eq!(difference("bytes", "vetha", "transmit"), -60.0);
+    assert_eq!(difference("bytes", "vethlost", "transmit"), 0.0);
+    assert_eq!(value("netobs_reattached_total{reason=\"displaced\"}"), 1.0);
+    assert_eq!(value("netobs_reattached_total{reason=\"link_detached\"}"), 0.0);
     assert_eq!(value("netobs_engine_up{engine=\"podman\"}"), 0.0);
     assert_eq!(value("netobs_degraded{feature=\"btf\"}"), 1.0);
     assert_eq!(value("netobs_unattached_interfaces"), 1.0);
@@ -101,6 +115,71 @@ fn connections_read_back() {
         "{text}"
     );
     assert!(text.contains("tcp_retransmitted_segments"), "{text}");
+}
+
+#[test]
+fn pods_have_their_labels() {
+    let mut snapshot = fixture::snapshot();
+    let pod = Pod {
+        namespace: "shop".into(),
+        name: "web-1".into(),
+        uid: "1-2".into(),
+        owner: Some(Workload { kind: "Deployment".into(), name: "web".into() }),
+        node: Some("node-1".into()),
+        ..Pod::default()
+    };
+    let web = snapshot.containers.iter_mut().find(|container| container.name == "web-1").expect("web-1");
+    (web.name, web.pod) = (pod.path(), Some(pod.clone()));
+    let database = snapshot.containers.iter_mut().find(|container| container.name == "db").expect("db");
+    database.pod = Some(Pod { name: "db-0".into(), container: Some("postgres".into()), ..pod.clone() });
+    // A container of the first, whose sandbox is not known yet.
+    let job = snapshot.containers.iter_mut().find(|container| container.name == "job").expect("job");
+    job.pod = Some(Pod { container: Some("app".into()), owner: None, ..pod });
+    for edge in &mut snapshot.edges {
+        for end in [&mut edge.source, &mut edge.destination] {
+            if end.container.as_deref() == Some("web-1") {
+                (end.namespace, end.pod) = (Some("shop".into()), Some("web-1".into()));
+            }
+        }
+    }
+    let text = encode(&snapshot).expect("text");
+    let series = parse(&text);
+    let of_pod = "namespace=\"shop\",pod=\"web-1\",";
+    let sandbox = format!("{of_pod}{}", labels("POD", 'a', "eth0", "shop_default"));
+    assert_eq!(
+        series[&format!("netobs_container_receive_packets_total{{{sandbox}}}")] as u64,
+        fixture::traffic(100).packets
+    );
+    let postgres =
+        format!("namespace=\"shop\",pod=\"db-0\",{}", labels("postgres", 'c', "eth0", "shop_default"));
+    assert!(series.contains_key(&format!("netobs_container_receive_packets_total{{{postgres}}}")), "{text}");
+    for line in
+        text.lines().filter(|line| line.contains("id=\"aaaaaaaaaaaa\"") && !line.contains("source_id"))
+    {
+        assert!(line.contains(of_pod) && line.contains("container=\"POD\""), "{line}");
+    }
+    assert!(text.contains("pod_uid=\"1-2\""), "{text}");
+    let infos: Vec<_> = text.lines().filter(|line| line.starts_with("netobs_pod_info")).collect();
+    let made = "owner_kind=\"Deployment\",owner_name=\"web\",node=\"node-1\"} 1";
+    assert_eq!(infos[1], format!("netobs_pod_info{{{of_pod}pod_uid=\"1-2\",{made}"));
+    assert_eq!(infos.len(), 2, "one a pod: {infos:?}");
+    let edges: Vec<_> = text.lines().filter(|line| line.starts_with("netobs_edge_packets_total")).collect();
+    assert!(
+        edges.iter().any(|line| line.contains("_namespace=\"shop\"") && line.contains("_pod=\"web-1\"")),
+        "{edges:?}"
+    );
+    let to_service: Vec<_> = edges.iter().filter(|line| line.contains("_service=")).collect();
+    assert_eq!(to_service.len(), 1, "where none is a service, it has no label: {edges:?}");
+    for label in [
+        "source_service=\"\"",
+        "destination_service=\"shop/db\"",
+        "destination=\"cluster\"",
+        "source_pod=\"web-1\"",
+    ] {
+        assert!(to_service[0].contains(label), "{label}: {to_service:?}");
+    }
+    let cadvisor = encode_cadvisor(&snapshot).expect("text");
+    assert!(cadvisor.contains(&format!("{of_pod}id=\"/docker/{}\"", fixture::id('a'))), "{cadvisor}");
 }
 
 #[test]

@@ -113,6 +113,7 @@ fn container(container: &model::Container, networks: &[Network], namespaces: &Na
         state: container.state,
         engine: container.engine.clone(),
         compose: container.compose.clone(),
+        pod: container.pod.clone(),
         network_mode: container.network_mode.clone(),
         namespace: namespaces.of_container(&container.id),
         shares: shares(container).map(Key::container),

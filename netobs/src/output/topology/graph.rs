@@ -3,17 +3,15 @@
 //!
 //! Its JSON form is documented in `docs/topology.schema.json`.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::SystemTime};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::isolation::{Between, Reach};
-use crate::model::{Compose, ContainerState, InterfaceKind, Place, Protocol, Subnet, snapshot::Binding};
+use crate::model::{
+    Compose, ContainerState, InterfaceKind, Place, Pod, Protocol, Subnet,
+    snapshot::{Binding, unix_seconds},
+};
 
 /// Version of the JSON form: raised when a field is removed or changes its meaning.
 pub const VERSION: u32 = 1;
@@ -23,7 +21,7 @@ pub struct Topology {
     /// [`VERSION`].
     pub version: u32,
     /// Seconds since the epoch, with fraction.
-    #[serde(serialize_with = "unix_seconds")]
+    #[serde(serialize_with = "unix_seconds::serialize")]
     pub time: SystemTime,
     #[serde(flatten)]
     pub graph: Graph,
@@ -147,6 +145,8 @@ pub struct Container {
     pub state: ContainerState,
     pub engine: String,
     pub compose: Option<Compose>,
+    /// The pod that it is of, or the sandbox of.
+    pub pod: Option<Pod>,
     pub network_mode: Option<String>,
     pub namespace: Key,
     /// The container whose namespace it was put into (`container:NAME`, pods).
@@ -238,10 +238,4 @@ impl Graph {
     pub fn interface(&self, key: &Key) -> Option<&HostInterface> {
         self.interfaces.iter().find(|interface| interface.key == *key)
     }
-}
-
-/// To the millisecond, as in snapshots.
-fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    serializer.serialize_f64((since.as_secs_f64() * 1000.0).round() / 1000.0)
 }

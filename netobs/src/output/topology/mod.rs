@@ -15,7 +15,7 @@ pub use self::{changes::changes, dot::dot, graph::*, isolation::*, mermaid::merm
 
 /// One line of JSON without its end, described by `docs/topology.schema.json`.
 pub fn json(topology: &Topology) -> serde_json::Result<String> {
-    serde_json::to_string(topology)
+    super::json::document(topology)
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{dissect::Layers, text::timestamp};
-use crate::model::{Book, Dropped, Packet, Way, drops::DropKind};
+use crate::{
+    model::{Book, Dropped, Packet, Way, drops::DropKind},
+    output::json::document,
+};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -62,7 +65,7 @@ pub fn line(packet: &Packet, layers: &Layers, book: &Book, into: &mut Vec<u8>) -
         destination_container: ends.and_then(|(_, destination)| name(destination)),
         layers,
     };
-    serde_json::to_writer(&mut *into, &line)?;
+    into.extend_from_slice(document(&line)?.as_bytes());
     into.push(b'\n');
     Ok(())
 }
@@ -92,7 +95,7 @@ pub fn dropped(dropped: &Dropped, layers: &Layers, into: &mut Vec<u8>) -> serde_
         captured: packet.bytes.len(),
         layers,
     };
-    serde_json::to_writer(&mut *into, &line)?;
+    into.extend_from_slice(document(&line)?.as_bytes());
     into.push(b'\n');
     Ok(())
 }

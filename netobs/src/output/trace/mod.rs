@@ -2,10 +2,10 @@
 
 mod dissect;
 #[cfg(test)]
-mod fixture;
-mod json;
+pub(super) mod fixture;
+pub(super) mod json;
 mod pcapng;
-mod text;
+pub(super) mod text;
 
 use std::collections::BTreeMap;
 

@@ -86,6 +86,16 @@ fn identity(container: &Container) -> Vec<Line<'static>> {
     if let Some(compose) = &container.compose {
         lines.push(field("compose", format!("{} / {}", escape(&compose.project), escape(&compose.service))));
     }
+    if let Some(pod) = &container.pod {
+        let name = format!("{} in {}", escape(&pod.name), escape(&pod.namespace));
+        lines.push(field("pod", format!("{name}  uid {}", escape(&pod.uid))));
+        let owner =
+            pod.owner.as_ref().map(|owner| format!("{} {}", escape(&owner.kind), escape(&owner.name)));
+        let node = pod.node.as_ref().map(|node| format!("on node {}", escape(node)));
+        if owner.is_some() || node.is_some() {
+            lines.push(field("workload", owner.into_iter().chain(node).collect::<Vec<_>>().join("  ")));
+        }
+    }
     if !container.members.is_empty() {
         lines.push(field("shared by", escape(&container.members.join(", "))));
     }

@@ -79,6 +79,9 @@ fn header_lines(shown: &Shown, view: &View) -> Vec<Line<'static>> {
     if view.is_paused() {
         first.insert(1, Span::raw(" "));
         first.insert(2, Span::styled(" PAUSED ", SELECTED));
+    } else if let Some(why) = &view.stale {
+        first.insert(1, Span::raw(" "));
+        first.insert(2, Span::styled(format!(" OLD: {} ", escape(why)), SELECTED));
     }
     vec![Line::from(first), Line::from(state_spans(snapshot, view))]
 }

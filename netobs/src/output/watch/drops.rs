@@ -1,4 +1,5 @@
-//! The drops view: packets that the kernel threw away, since the view was first opened.
+//! The drops view: packets that the kernel threw away, since netobs began to look: since the view was first opened, or
+//! the agent that runs was started.
 
 use ratatui::{
     Frame,
@@ -42,7 +43,7 @@ pub fn draw(frame: &mut Frame, area: Rect, view: &View, shown: &Shown) {
     }
     let rows: Vec<_> = view.drops().into_iter().map(cells).collect();
     if rows.is_empty() {
-        return frame.render_widget("nothing was dropped since this view was opened", area);
+        return frame.render_widget("nothing was dropped since netobs began to look", area);
     }
     columns::draw(frame, area, &COLUMNS, &rows, view.selected_row());
 }

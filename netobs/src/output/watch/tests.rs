@@ -43,7 +43,7 @@ fn containers_are_shown_with_rates_and_totals() {
     let lines = screen(&view, 140, 20);
     assert_eq!(lines[0], "netobs  5 containers (3 running)  rx 7.50 Mb/s 600 p/s  tx 120 kb/s 300 p/s");
     assert!(
-        lines[1].starts_with("4 problems (?)  3 interfaces by tcx  docker: 27.1.1  podman: not connected")
+        lines[1].starts_with("5 problems (?)  3 interfaces by tcx  docker: 27.1.1  podman: not connected")
     );
     assert!(lines[2].starts_with("NAME▾"), "{}", lines[2]);
     assert!(lines[2].ends_with("RX+TX"), "{}", lines[2]);
@@ -353,6 +353,16 @@ fn flows_are_sorted_by_what_there_is_most_of() {
     type_keys(&mut view, "s");
     assert_eq!(view.flow_sort.name(), "newest");
     assert!(screen(&view, 80, 12)[1].contains("by newest"), "{}", screen(&view, 80, 12)[1]);
+}
+
+#[test]
+fn what_is_old_is_called_old() {
+    let mut view = fed();
+    view.stale = Some("the agent that runs does not answer\x1b[2J".into());
+    let first = &screen(&view, 100, 12)[0];
+    assert!(first.starts_with(r"netobs  OLD: the agent that runs does not answer\x1b[2J"), "{first}");
+    view.update(fixture::snapshot(), None);
+    assert!(!screen(&view, 100, 12)[0].contains("OLD"));
 }
 
 #[test]

@@ -165,6 +165,8 @@ pub struct View {
     filter: Filter,
     /// While it is typed.
     pub typed: Option<String>,
+    /// Why there is nothing newer than what is shown.
+    pub stale: Option<String>,
     /// Why the last filter was not taken.
     pub filter_error: Option<String>,
     /// Of the container or network; kept while the rows move.
@@ -193,6 +195,7 @@ impl View {
             filter_text: String::new(),
             filter: Filter::default(),
             typed: None,
+            stale: None,
             filter_error: None,
             selected: None,
             row: 0,
@@ -210,6 +213,7 @@ impl View {
         let mut history = self.live.take().map(|live| live.history).unwrap_or_default();
         history.push(&snapshot);
         self.live = Some(Shown { snapshot, flows, history });
+        self.stale = None;
         self.keep_selection();
     }
 

@@ -1,22 +1,24 @@
 //! `netobs watch`: the full-screen view on a terminal, lines of output elsewhere.
 
+mod source;
+
 use std::{
-    collections::HashSet,
     io::{self, IsTerminal as _},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
+use clap::Parser as _;
 use crossterm::event::{Event, EventStream, KeyEventKind};
 use futures_util::StreamExt as _;
 use tokio::time::MissedTickBehavior;
 
+use self::source::Source;
 use crate::{
-    agent::Agent,
-    cli::{Output, WatchArgs},
+    cli::{Cli, Command, Output, WatchArgs},
     demo,
-    model::{Snapshot, conversation::Conversation},
+    model::Snapshot,
     observe,
     output::{
         csv,
@@ -25,10 +27,14 @@ use crate::{
         watch::{self, FLOWS_MAX, Flow, Tab, View},
         wide,
     },
+    running::Running,
 };
 
 /// Between the two samples that the rates of a single answer are taken from.
 const RATE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long an agent that has gone, as for an upgrade, is waited for where nobody watches a screen.
+const AWAY: Duration = Duration::from_secs(30);
 
 /// # Errors
 /// Without privileges, with a filter or name that is wrong, or when the output cannot be written.
@@ -36,17 +42,30 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     let filter = Filter::parse(&args.filter)?;
     // Before any thread is started: they are to live in the demo's namespace.
     let world = if args.demo { Some(demo::build()?) } else { None };
+    if world.is_none() {
+        observe::keep_needed_privileges(&args.observe, &[])?;
+    }
     observe::runtime()?.block_on(async {
         let mut ending = observe::Ending::new()?;
-        let mut agent = observe::start(&args.observe, world, None, Some(&args.events))?;
-        observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, &args.drops.btf);
+        let running = if world.is_none() && !is_standalone(args) { Running::find().await } else { None };
+        let mut source = match running {
+            Some(running) => {
+                tracing::info!("reading from the agent that runs; --standalone observes");
+                Source::Running(running)
+            }
+            None => {
+                let mut agent = observe::start(&args.observe, world, None, Some(&args.events), None)?;
+                observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, &args.drops.btf);
+                Source::Own(Box::new(agent))
+            }
+        };
         let full_screen =
             args.output.is_none() && !args.once && args.count.is_none() && io::stdout().is_terminal();
         let show = async {
             if full_screen {
-                screen(&mut agent, args, &filter).await
+                screen(&mut source, args, &filter).await
             } else {
-                lines(&mut agent, args, &filter).await
+                lines(&mut source, args, &filter).await
             }
         };
         tokio::select! {
@@ -57,23 +76,33 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Whether it is said how to observe: an agent that runs observes in its own way.
+fn is_standalone(args: &WatchArgs) -> bool {
+    let Ok(Cli { command: Command::Watch(usual) }) = Cli::try_parse_from(["netobs", "watch"]) else {
+        return true;
+    };
+    args.standalone
+        || (&args.observe, &args.events, &args.tcp, &args.drops)
+            != (&usual.observe, &usual.events, &usual.tcp, &usual.drops)
+}
+
 /// Prints a snapshot at each interval.
-async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
+async fn lines(source: &mut Source, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
     let output = args.output.unwrap_or(Output::Table);
     let mut left = if args.once { Some(1) } else { args.count };
     let mut out = io::stdout().lock();
     if output == Output::Csv {
         csv::write_header(&mut out)?;
     }
-    agent.settle(observe::SETTLE).await;
-    agent.sample();
-    wait(agent, if args.once { RATE_PAUSE } else { args.interval }).await;
+    source.settle().await;
+    source.sample(AWAY).await?;
+    source.follow(if args.once { RATE_PAUSE } else { args.interval }).await;
     let mut tick = tokio::time::interval(args.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = tick.tick() => {
-                let snapshot = select(agent.sample(), args, filter)?;
+                let snapshot = select(source.sample(AWAY).await?, args, filter)?;
                 print(&mut out, output, &snapshot)?;
                 if observe::reader_is_gone() {
                     return Ok(());
@@ -83,7 +112,7 @@ async fn lines(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::
                     return Ok(());
                 }
             }
-            () = agent.changed() => {}
+            () = source.changed() => {}
         }
     }
 }
@@ -123,10 +152,10 @@ fn select(snapshot: Snapshot, args: &WatchArgs, filter: &Filter) -> anyhow::Resu
 }
 
 /// The full-screen view until it is left.
-async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
-    agent.settle(observe::SETTLE).await;
+async fn screen(source: &mut Source, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
+    source.settle().await;
     let mut view = View::new(None);
-    refresh(agent, &mut view, args, filter)?;
+    refresh(source, &mut view, args, filter).await?;
     let mut tick = tokio::time::interval(args.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Restores the terminal when it goes out of scope, and before a panic's message.
@@ -137,11 +166,11 @@ async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow:
         tokio::select! {
             _ = tick.tick() => {
                 // A container that was there at first may have ended and gone; the last picture stays.
-                if let Err(error) = refresh(agent, &mut view, args, filter) {
-                    tracing::debug!(%error, "select containers");
+                if let Err(error) = refresh(source, &mut view, args, filter).await {
+                    view.stale = Some(format!("{error:#}"));
                 }
             }
-            () = agent.changed() => {}
+            () = source.changed() => {}
             event = keys.next() => match event {
                 Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
                     let tab = view.tab;
@@ -161,19 +190,24 @@ async fn screen(agent: &mut Agent, args: &WatchArgs, filter: &Filter) -> anyhow:
 }
 
 /// Brings what the view shows up to date. What no view has asked for is not looked for.
-fn refresh(agent: &mut Agent, view: &mut View, args: &WatchArgs, filter: &Filter) -> anyhow::Result<()> {
-    if view.tab == Tab::Drops {
-        agent.look_for_drops(&observe::drop_options(&args.drops, false));
-    }
-    let snapshot = select(agent.sample(), args, filter)?;
-    let flows = (view.tab == Tab::Flows && args.observe.max_flows > 0).then(|| {
+async fn refresh(
+    source: &mut Source,
+    view: &mut View,
+    args: &WatchArgs,
+    filter: &Filter,
+) -> anyhow::Result<()> {
+    let snapshot = match view.tab {
+        Tab::Drops => source.sample_with_drops(&observe::drop_options(&args.drops, false)).await?,
+        _ => source.sample(Duration::ZERO).await?,
+    };
+    let snapshot = select(snapshot, args, filter)?;
+    let flows = if view.tab == Tab::Flows && args.observe.max_flows > 0 {
         let all = args.containers.is_empty() && filter.is_empty();
-        let ids: HashSet<&str> = snapshot.containers.iter().map(|container| container.id.as_str()).collect();
-        let ends = |flow: &Conversation| [flow.client.id.clone(), flow.server.id.clone()];
-        let is_shown =
-            |flow: &Conversation| all || ends(flow).iter().flatten().any(|id| ids.contains(id.as_str()));
-        agent.flows(is_shown, FLOWS_MAX)
-    });
+        let ids = || snapshot.containers.iter().map(|container| container.id.clone()).collect();
+        Some(source.flows((!all).then(ids), FLOWS_MAX).await?)
+    } else {
+        None
+    };
     view.update(snapshot, flows);
     Ok(())
 }
@@ -190,9 +224,4 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         ratatui::restore();
     }
-}
-
-async fn wait(agent: &mut Agent, time: Duration) {
-    let end = Instant::now() + time;
-    while tokio::time::timeout_at(end.into(), agent.changed()).await.is_ok() {}
 }
