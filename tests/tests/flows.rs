@@ -392,6 +392,70 @@ fn classes_and_edges_are_whole_in_the_metrics() {
     });
 }
 
+/// In `/metrics`, packets in no flow are told apart by why.
+#[test]
+fn why_packets_are_in_no_flow() {
+    const CUT: u64 = 7;
+    let world = bridged(2);
+    let agent = agent_of(&world, &["--max-flows=64", "--flow-interval=200ms"]);
+    for _ in 0..3 {
+        send_frames(&world, 1000, |from, to, n| frame(from, to, None, (1000 + n, 9), 0));
+    }
+    // An Ethernet header, and half of one of IPv4.
+    send_frames(&world, CUT as u16, |from, to, n| frame(from, to, None, (n, 9), 0)[..24].to_vec());
+    wait_for("all frames", LIMIT, || {
+        let metrics = get(&world, &agent, "/metrics")?;
+        for (n, way) in [(0, "transmit"), (1, "receive")] {
+            let container = format!("container=\"{}\"", world.name(n));
+            let unflowed = |family: &str, cause: &str| {
+                sum_of(&metrics, &format!("netobs_container_{family}_total"), &[&container, cause])
+            };
+            let causes = format!("unflowed_cause_{way}_packets");
+            let [no_room, truncated] =
+                ["no_room", "truncated"].map(|cause| unflowed(&causes, &format!("cause=\"{cause}\"")));
+            let whole = unflowed(&format!("{way}_unflowed_packets"), "");
+            // A bridge with netfilter passes none on that is cut.
+            let cut_is_right = if n == 0 { truncated == CUT } else { truncated <= CUT };
+            if !cut_is_right || no_room == 0 || whole != no_room + truncated {
+                return Err(format!("{way}: {no_room} and {truncated} of {whole}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A flow is open while packets come, and idle when none has come for `--flow-idle`.
+#[test]
+fn a_flow_without_packets_is_idle() {
+    let world = bridged(2);
+    let agent = agent_of(&world, &["--flow-interval=200ms", "--flow-idle=2s"]);
+    let state = |port| {
+        let found = conversations(&world, &agent, "udp", Some(port));
+        found.first().map(|flow| flow["state"].as_str().expect("a state").to_owned())
+    };
+    // It may be forgotten before anybody has looked.
+    let is_seen_idle = |port| {
+        let start = std::time::Instant::now();
+        traffic::udp(world.netns(0), world.netns(1), address(1, port), 10, 100);
+        wait_for("the flow", LIMIT, || match state(port).as_deref() {
+            Some("open") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        loop {
+            match state(port).as_deref() {
+                Some("open") => std::thread::sleep(Duration::from_millis(50)),
+                Some("idle") => break,
+                None => return false,
+                Some(other) => panic!("{other}"),
+            }
+        }
+        // Jiffies are no finer than 10 ms.
+        assert!(start.elapsed() > Duration::from_millis(1980), "{:?}", start.elapsed());
+        true
+    };
+    assert!((5000..5005).any(is_seen_idle));
+}
+
 /// A connection that one end gives up ends by a reset.
 #[test]
 fn a_connection_that_is_reset() {

@@ -67,11 +67,7 @@ const FIELDS: [TrafficField; 8] = [
     ("truncated_packets", "Packets {} by the container that ended inside a header that was needed", |t| {
         t.truncated
     }),
-    (
-        "unflowed_packets",
-        "IP packets {} by the container that are in no flow: no room, or a cut header",
-        |t| t.unflowed.packets,
-    ),
+    ("unflowed_packets", "IP packets {} by the container that are in no flow", |t| t.unflowed.packets),
     ("unflowed_bytes", "Bytes of IP packets {} by the container that are in no flow", |t| t.unflowed.bytes),
     (
         "tcp_zero_window_packets",
@@ -103,7 +99,8 @@ pub fn write(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error>
     write_breakdown("ethertype", "by EtherType", &metrics, &series, |t| t.ethertype.each(), out)?;
     write_breakdown("cast", "by kind of destination MAC address", &metrics, &series, |t| t.cast.each(), out)?;
     write_breakdown("protocol", "by L4 protocol", &metrics, &series, |t| t.protocol.each(), out)?;
-    write_flags(&metrics, &series, out)?;
+    FLAGS.write(&metrics, &series, out)?;
+    UNFLOWED.write(&metrics, &series, out)?;
     write_sizes(&mut metrics, &series, out)?;
     write_info(snapshot, out)
 }
@@ -177,23 +174,50 @@ fn write_breakdown<const N: usize>(
     Ok(())
 }
 
-fn write_flags(metrics: &[Metric], series: &[Series], out: &mut Exposition<'_>) -> Result<(), Error> {
-    let mut labelled = Vec::new();
-    let mut counts = Vec::new();
-    for (metric, series) in metrics.iter().zip(series) {
-        for ((flag, rx), (_, tx)) in series.rx.tcp_flags.each().into_iter().zip(series.tx.tcp_flags.each()) {
-            if rx + tx > 0 {
-                labelled.push(with_label(metric, "flag", flag));
-                counts.push([rx, tx]);
+/// Packets that have something in common, with one more label. A part appears once it is not zero in either direction.
+struct Parts<const N: usize> {
+    family: &'static str,
+    label: &'static str,
+    help: &'static str,
+    of: fn(&Traffic) -> [(&'static str, u64); N],
+}
+
+const FLAGS: Parts<3> = Parts {
+    family: "tcp_flags",
+    label: "flag",
+    help: "Packets {} by the container whose TCP header has the flag",
+    of: |traffic| traffic.tcp_flags.each(),
+};
+
+const UNFLOWED: Parts<2> = Parts {
+    family: "unflowed_cause",
+    label: "cause",
+    help: "IP packets {} by the container that are in no flow, by why: no room for one more, or a cut header",
+    of: |traffic| {
+        let truncated = traffic.unflowed_truncated;
+        // Read while the kernel counts, a part may be ahead of the whole.
+        [("no_room", traffic.unflowed.packets.saturating_sub(truncated)), ("truncated", truncated)]
+    },
+};
+
+impl<const N: usize> Parts<N> {
+    fn write(&self, metrics: &[Metric], series: &[Series], out: &mut Exposition<'_>) -> Result<(), Error> {
+        let mut labelled = Vec::new();
+        let mut counts = Vec::new();
+        for (metric, series) in metrics.iter().zip(series) {
+            for ((part, rx), (_, tx)) in (self.of)(&series.rx).into_iter().zip((self.of)(&series.tx)) {
+                if rx + tx > 0 {
+                    labelled.push(with_label(metric, self.label, part));
+                    counts.push([rx, tx]);
+                }
             }
         }
+        for (at_direction, Direction { name, verb, .. }) in DIRECTIONS.iter().enumerate() {
+            let name = format!("netobs_container_{}_{name}_packets_total", self.family);
+            out.counters(name, self.help.replace("{}", verb), &mut labelled, |at| counts[at][at_direction])?;
+        }
+        Ok(())
     }
-    for (at_direction, Direction { name, verb, .. }) in DIRECTIONS.iter().enumerate() {
-        let name = format!("netobs_container_tcp_flags_{name}_packets_total");
-        let help = format!("Packets {verb} by the container whose TCP header has the flag");
-        out.counters(name, help, &mut labelled, |at| counts[at][at_direction])?;
-    }
-    Ok(())
 }
 
 fn write_sizes(metrics: &mut Vec<Metric>, series: &[Series], out: &mut Exposition<'_>) -> Result<(), Error> {

@@ -44,6 +44,10 @@ fn values_read_back() {
     assert_eq!(labelled("cast_transmit_bytes_total", "cast=\"broadcast\""), 200 * 42);
     assert_eq!(labelled("protocol_receive_bytes_total", "protocol=\"tcp\""), 100 * 8000);
     assert_eq!(labelled("tcp_flags_receive_packets_total", "flag=\"syn\""), 100);
+    assert_eq!(
+        labelled("unflowed_cause_receive_packets_total", "cause=\"no_room\""),
+        rx.unflowed.packets - rx.unflowed_truncated
+    );
     assert_eq!(labelled("receive_packet_size_bytes_bucket", "le=\"128\""), 300);
     assert_eq!(labelled("receive_packet_size_bytes_bucket", "le=\"+Inf\""), rx.wire_packets);
     assert!(!series.keys().any(|name| name.contains("sctp")), "zero parts are left out");
