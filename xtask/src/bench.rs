@@ -4,20 +4,24 @@ use std::process::Command;
 
 use anyhow::ensure;
 
-use crate::process::{is_root, root, run as run_command, target};
+use crate::{
+    dist,
+    process::{is_root, root, run as run_command, target},
+};
 
 pub fn run(parts: &[String], quick: bool, print: bool) -> anyhow::Result<()> {
     ensure!(is_root(), "namespaces and kernel programs need root");
     let cargo = |arguments: &[&str]| run_command(Command::new("cargo").args(arguments).current_dir(root()));
-    cargo(&["build", "--locked", "--release", "--package", "netobs", "--package", "netobs-tests", "--bins"])?;
+    cargo(&["build", "--locked", "--release", "--package", "netobs-tests", "--bins"])?;
     if parts.is_empty() || parts.iter().any(|part| part == "userspace") {
         let hot = ["bench", "--locked", "--package", "netobs", "--bench", "hot", "--", "--noplot"];
         let few: &[&str] = if quick { &["--quick"] } else { &[] };
         cargo(&[&hot[..], few].concat())?;
     }
-    let release = target().join("release");
-    let mut bench = Command::new(release.join("netobs-bench"));
-    bench.env("NETOBS_BIN", release.join("netobs")).arg("--root").arg(root());
+    // What users run is measured: the program as it is handed to others.
+    let program = dist::build()?;
+    let mut bench = Command::new(target().join("release/netobs-bench"));
+    bench.env("NETOBS_BIN", program).arg("--root").arg(root());
     for part in parts {
         bench.args(["--part", part]);
     }
