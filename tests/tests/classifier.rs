@@ -267,11 +267,19 @@ fn truncated_at_every_byte() {
     chain.extend(tcp(2, 0));
     let mut tagged = vec![0, 5, 0x08, 0x00];
     tagged.extend(ipv4(6, 8, 0, &tcp(2, 0)));
+    let mut twice = vec![0, 5, 0x81, 0x00];
+    twice.extend(&tagged);
+    // The first of several.
+    let mut fragment = vec![6, 0, 0, 1, 0, 0, 0, 1];
+    fragment.extend(tcp(2, 0));
     // The kernel refuses to test-run an IP packet without its fixed header; netns.rs has those.
     for (shortest, whole) in [
         (34, frame(UNICAST, 0x0800, &ipv4(6, 12, 0, &tcp(2, 0)))),
         (54, frame(MULTICAST, 0x86dd, &ipv6(0, &chain))),
+        (54, frame(UNICAST, 0x86dd, &ipv6(44, &fragment))),
+        (34, frame(UNICAST, 0x0800, &ipv4(6, 0, 0x2000, &tcp(2, 0)))),
         (14, frame(BROADCAST, 0x8100, &tagged)),
+        (14, frame(UNICAST, 0x88a8, &twice)),
     ] {
         let lengths = shortest..=whole.len();
         let expected = lengths.clone().count() as u64;
@@ -287,6 +295,28 @@ fn truncated_at_every_byte() {
         assert_eq!(traffic.tcp_flags.syn, 5);
         assert_eq!(traffic.truncated, expected - 5);
         assert_eq!(traffic.tcp_zero_window, 0, "a SYN's is none");
+    }
+}
+
+/// Of a fragment that is not the first nothing is needed behind what says so: of IPv6 the first four bytes of the
+/// fragment header.
+#[test]
+fn later_fragments_truncated_at_every_byte() {
+    let mut fragment = vec![6, 0, 0, 8 << 3, 0, 0, 0, 1];
+    fragment.extend(tcp(2, 0));
+    for (shortest, needed, whole) in [
+        (34, 34, frame(UNICAST, 0x0800, &ipv4(6, 0, 1, &tcp(2, 0)))),
+        (54, 58, frame(UNICAST, 0x86dd, &ipv6(44, &fragment))),
+    ] {
+        let lengths = shortest..=whole.len();
+        let expected = lengths.clone().count() as u64;
+        let traffic = count(move |run| {
+            for length in lengths {
+                run(&whole[..length], Gso::default());
+            }
+        });
+        assert_eq!((traffic.packets, traffic.truncated), (expected, needed - shortest as u64));
+        assert_eq!(traffic.tcp_flags.syn, 0);
     }
 }
 
