@@ -150,3 +150,17 @@ pub fn assert_adds_up(traffic: &Value, what: &str) {
     let sizes: u64 = (0..9).map(|bucket| number(traffic, &format!("size.{bucket}"))).sum();
     assert_eq!(sizes, number(traffic, "wire_packets"), "{what}: size histogram: {traffic}");
 }
+
+/// A counter of a namespace, as `nstat` shows it: of `TcpExt` and the like in `netstat`, of others in `snmp`.
+///
+/// # Panics
+/// If there is none.
+pub fn snmp(netns: &Netns, group: &str, name: &str) -> u64 {
+    let file = if group.ends_with("Ext") { "netstat" } else { "snmp" };
+    let text = std::fs::read_to_string(format!("/proc/{}/net/{file}", netns.pid())).expect("counters");
+    let start = format!("{group}: ");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(&start)).map(str::split_whitespace);
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let (_, value) = names.zip(values).find(|(of, _)| *of == name).expect("such a counter");
+    value.parse().expect("a number")
+}
