@@ -6,7 +6,7 @@ use crate::{
     model::{
         FlowCount,
         conversation::{Conversation, ConversationEnd, Conversations},
-        tcp::TcpEnd,
+        tcp::{TcpEnd, TcpOutcome},
     },
     output::csv::write_cells,
 };
@@ -48,6 +48,13 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("server_retransmitted_segments", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.retransmitted_segments))),
     ("client_service", |flow| flow.client.service.clone().unwrap_or_default()),
     ("server_service", |flow| flow.server.service.clone().unwrap_or_default()),
+    ("reset_by", |flow| flow.reset_by.map_or("", |by| by.name()).to_owned()),
+    ("client_outcome", |flow| of_tcp(flow.client_tcp, |tcp| tcp.outcome.map(TcpOutcome::name))),
+    ("server_outcome", |flow| of_tcp(flow.server_tcp, |tcp| tcp.outcome.map(TcpOutcome::name))),
+    ("client_resets_sent", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.resets?.sent))),
+    ("client_resets_received", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.resets?.received))),
+    ("server_resets_sent", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.resets?.sent))),
+    ("server_resets_received", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.resets?.received))),
 ];
 
 /// With a header.

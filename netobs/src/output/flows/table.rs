@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use crate::{
     model::{
-        conversation::{Conversation, ConversationEnd, Conversations},
-        tcp::TcpEnd,
+        conversation::{Conversation, ConversationEnd, Conversations, ResetBy},
+        flow::End,
+        tcp::{TcpEnd, TcpOutcome},
     },
     output::format::{bytes, escape, grouped, pad, width},
 };
@@ -68,7 +69,7 @@ pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         },
         flow.class.map_or("-", |class| class.name()).to_owned(),
         flow.network.as_deref().map_or_else(|| "-".to_owned(), escape),
-        flow.state.name().to_owned(),
+        state(flow).to_owned(),
         format!("{:.1} s", age.as_secs_f64()),
         grouped(to_server.packets),
         bytes(to_server.bytes),
@@ -80,6 +81,17 @@ pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         of_tcp(flow, |tcp| milliseconds(tcp.rtt_seconds?)),
         retransmitted(flow).map_or_else(|| "-".to_owned(), grouped),
     ]
+}
+
+/// Of a connection that never came to be, why; of one that was reset, which way, as packets and bytes have theirs.
+fn state(flow: &Conversation) -> &'static str {
+    match (flow.outcome(), flow.state, flow.reset_by) {
+        (Some(failed), ..) if failed != TcpOutcome::Established => failed.name(),
+        (_, End::Reset, Some(ResetBy::Client)) => "reset →",
+        (_, End::Reset, Some(ResetBy::Server)) => "reset ←",
+        (_, End::Reset, Some(ResetBy::Both)) => "reset ↔",
+        (_, state, _) => state.name(),
+    }
 }
 
 /// Of one end, if there is anything to tell.

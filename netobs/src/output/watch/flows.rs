@@ -26,7 +26,7 @@ const COLUMNS: [Column; flows::HEADER.len()] = [
     ("BYTES ←", 9, Right),
     ("PKTS →", 9, Right),
     ("PKTS ←", 9, Right),
-    ("STATE", 8, Left),
+    ("STATE", 9, Left),
     ("LOST", 6, Right),
     ("RTT", 10, Right),
     ("RETRANS", 7, Right),
