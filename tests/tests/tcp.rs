@@ -541,7 +541,7 @@ fn reset(stream: TcpStream) {
 
 /// One that does not read, until its sender can send no more.
 #[test]
-fn zero_windows_are_counted_at_both_interfaces() {
+fn zero_windows_are_counted_at_both_interfaces_and_in_the_flow() {
     let passed = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
     let counts = Arc::clone(&passed);
     let world = World::new(Duration::ZERO, move |frame| {
@@ -553,6 +553,7 @@ fn zero_windows_are_counted_at_both_interfaces() {
         }
         true
     });
+    let agent = world.agent();
     let watch = world.watch(&[]);
     world.netns(1).sh("sysctl -qw net.ipv4.tcp_rmem='4096 8192 8192'");
     let listener = world.netns(1).run(|| TcpListener::bind(address(1, 5004)).expect("listen"));
@@ -587,6 +588,12 @@ fn zero_windows_are_counted_at_both_interfaces() {
         assert!(from_server >= kernel && from_client == 0, "{from_server} {from_client} {kernel}");
         let all = (ours(1, "tx")?, ours(0, "rx")?, ours(0, "tx")?, ours(1, "rx")?);
         (all == (from_server, from_server, 0, 0)).then_some(())
+    });
+    let from_server = passed[1].load(Ordering::Relaxed);
+    wait_for("the flow's own count", LIMIT, || {
+        let flow = world.conversation(&agent, 5004)?;
+        let ours = (&flow["client_zero_windows"], &flow["server_zero_windows"]);
+        if ours == (&0.into(), &from_server.into()) { Ok(()) } else { Err(format!("{from_server}: {flow}")) }
     });
 }
 

@@ -61,6 +61,10 @@ pub struct Conversation {
     pub server_flags: String,
     pub to_server: EdgeCount,
     pub to_client: EdgeCount,
+    /// Packets of TCP with a window of 0, and neither SYN nor RST, that each end sent, by its own interface or else the
+    /// other's: it takes nothing more for now. None of other protocols.
+    pub client_zero_windows: Option<u64>,
+    pub server_zero_windows: Option<u64>,
     /// How the connection fares, by each end's own socket; none where that is not known.
     pub client_tcp: Option<TcpEnd>,
     pub server_tcp: Option<TcpEnd>,
@@ -236,6 +240,7 @@ impl State {
         let here_tcp = known.and_then(|known| tcp_end(&known.container, id.local, id.remote));
         let there_tcp =
             known.and_then(|known| peer(known)).and_then(|peer| tcp_end(peer, id.remote, id.local));
+        let zero_windows = |count: u64| (id.protocol == TCP).then_some(count);
         let [kind, code] = id.remote.port.to_be_bytes();
         let mut conversation = Conversation {
             client: here,
@@ -252,6 +257,10 @@ impl State {
             server_flags: there_flags,
             to_server: from_here,
             to_client: to_here,
+            client_zero_windows: zero_windows(flow.tx_zero_windows),
+            server_zero_windows: zero_windows(
+                of_other.map_or(flow.rx_zero_windows, |other| other.tx_zero_windows),
+            ),
             client_tcp: here_tcp,
             server_tcp: there_tcp,
         };
@@ -260,6 +269,7 @@ impl State {
             std::mem::swap(&mut it.client, &mut it.server);
             std::mem::swap(&mut it.client_flags, &mut it.server_flags);
             std::mem::swap(&mut it.to_server, &mut it.to_client);
+            std::mem::swap(&mut it.client_zero_windows, &mut it.server_zero_windows);
             std::mem::swap(&mut it.client_tcp, &mut it.server_tcp);
         }
         conversation

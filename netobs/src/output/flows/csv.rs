@@ -55,6 +55,8 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("client_resets_received", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.resets?.received))),
     ("server_resets_sent", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.resets?.sent))),
     ("server_resets_received", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.resets?.received))),
+    ("client_zero_windows", |flow| known(flow.client_zero_windows)),
+    ("server_zero_windows", |flow| known(flow.server_zero_windows)),
 ];
 
 /// With a header.
@@ -76,7 +78,11 @@ fn port(end: &ConversationEnd) -> String {
 }
 
 fn of_tcp<T: ToString>(end: Option<TcpEnd>, part: fn(TcpEnd) -> Option<T>) -> String {
-    end.and_then(part).map(|part| part.to_string()).unwrap_or_default()
+    known(end.and_then(part))
+}
+
+fn known<T: ToString>(part: Option<T>) -> String {
+    part.map(|part| part.to_string()).unwrap_or_default()
 }
 
 fn count(count: Option<FlowCount>, part: fn(FlowCount) -> u64) -> String {

@@ -11,7 +11,7 @@ use crate::{
     output::format::{bytes, escape, grouped, pad, width},
 };
 
-pub const HEADER: [&str; 15] = [
+pub const HEADER: [&str; 16] = [
     "CLIENT",
     "SERVER",
     "PROTO",
@@ -27,6 +27,7 @@ pub const HEADER: [&str; 15] = [
     "HANDSHAKE",
     "RTT",
     "RETRANS",
+    "0-WIN",
 ];
 /// Columns with text, on the left.
 const TEXT_COLUMNS: usize = 6;
@@ -80,6 +81,7 @@ pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         of_tcp(flow, |tcp| milliseconds(tcp.handshake_seconds?)),
         of_tcp(flow, |tcp| milliseconds(tcp.rtt_seconds?)),
         retransmitted(flow).map_or_else(|| "-".to_owned(), grouped),
+        zero_windows(flow).map_or_else(|| "-".to_owned(), grouped),
     ]
 }
 
@@ -109,6 +111,11 @@ fn retransmitted(flow: &Conversation) -> Option<u64> {
     let ends = [flow.client_tcp, flow.server_tcp];
     let known = ends.into_iter().flatten().map(|tcp| tcp.retransmitted_segments);
     known.reduce(|sum, more| sum + more)
+}
+
+/// By both ends.
+fn zero_windows(flow: &Conversation) -> Option<u64> {
+    Some(flow.client_zero_windows? + flow.server_zero_windows?)
 }
 
 /// The name, its own or the service's, or else the address; with the port where there is one.

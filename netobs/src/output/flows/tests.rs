@@ -40,6 +40,8 @@ pub fn conversations() -> Conversations {
         server_flags: "FIN,SYN,ACK".into(),
         to_server: EdgeCount { sent: count(12), received: count(10) },
         to_client: EdgeCount { sent: count(7), received: count(6) },
+        client_zero_windows: Some(5),
+        server_zero_windows: Some(6),
         client_tcp: Some(TcpEnd {
             outcome: Some(TcpOutcome::Established),
             handshake_seconds: Some(0.0015),
@@ -65,6 +67,8 @@ pub fn conversations() -> Conversations {
         state: End::Open,
         to_server: EdgeCount { sent: count(3), received: None },
         to_client: EdgeCount { sent: None, received: count(3) },
+        client_zero_windows: None,
+        server_zero_windows: None,
         client_tcp: None,
         server_tcp: None,
         ..tcp.clone()
@@ -84,7 +88,8 @@ fn a_line_a_conversation() {
         assert!(lines[1].contains(word), "{word}: {text}");
     }
     let words: Vec<&str> = lines[1].split_whitespace().rev().collect();
-    assert_eq!((words[0], words[5]), ("4", "3"), "three and one sent again, two and one lost: {text}");
+    assert_eq!((words[1], words[6]), ("4", "3"), "three and one sent again, two and one lost: {text}");
+    assert_eq!(words[0], "11", "of both: {text}");
     assert!(lines[2].contains("icmpv6 128/0") && lines[2].trim_end().ends_with('-'), "{text}");
     assert!(lines[3].contains("[2001:db8::1]:50000"), "{text}");
     assert!(lines[4].contains('4') && lines[5].contains('2'), "{text}");
@@ -169,6 +174,11 @@ fn csv_has_a_row_for_each() {
         (cell(1, "to_server_received_packets"), cell(1, "icmp_type")),
         (String::new(), "128".to_owned())
     );
+    assert_eq!(
+        (cell(0, "client_zero_windows"), cell(0, "server_zero_windows")),
+        ("5".to_owned(), "6".to_owned())
+    );
+    assert_eq!(cell(1, "client_zero_windows"), "", "it is no TCP");
     assert_eq!(cell(2, "client_address"), "2001:db8::1");
     assert_eq!(
         (cell(0, "client_outcome"), cell(0, "server_outcome")),

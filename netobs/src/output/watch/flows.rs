@@ -30,6 +30,7 @@ const COLUMNS: [Column; flows::HEADER.len()] = [
     ("LOST", 6, Right),
     ("RTT", 10, Right),
     ("RETRANS", 7, Right),
+    ("0-WIN", 6, Right),
     ("CLASS", 14, Left),
     ("AGE", 9, Right),
     ("HANDSHAKE", 10, Right),
