@@ -5,7 +5,7 @@
 #![no_std]
 
 /// Version of everything in this crate that crosses the kernel boundary.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 7;
 
 /// Direction as the attached interface sees it: the value is the low bit of a counter index.
 pub const INGRESS: u32 = 0;
@@ -184,8 +184,8 @@ pub struct FlowCell {
     /// Which flow it is: a hash of its key. [`FREE_CELL`] is nobody's, and [`LEAVING_CELL`] one that
     /// userspace is taking back. The kernel programs write it when it is free, userspace when it is not.
     pub tag: u64,
-    /// When it was taken, `CLOCK_MONOTONIC` in ns.
-    pub first_ns: u64,
+    /// By direction: packets of those that [`Counters::tcp_zero_window`] counts.
+    pub zero_windows: [u32; 2],
     /// By direction: `skb->len` added up.
     pub bytes: [u64; 2],
     /// By direction: frames as the stack counts them, and what unfolding super-packets adds.
@@ -222,7 +222,9 @@ pub const OPENED: u8 = 0x80;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FlowOwner {
     pub key: FlowKey,
-    /// The lower half of the jiffies at [`FlowCell::first_ns`].
+    /// When the cell was taken, `CLOCK_MONOTONIC` in ns.
+    pub first_ns: u64,
+    /// The lower half of the jiffies then.
     pub first: u32,
     pub reserved: u32,
 }
@@ -236,6 +238,7 @@ pub struct OverflowFlow {
     pub bytes: [u64; 2],
     pub unfolded: [u64; 2],
     pub unfolded_bytes: [u64; 2],
+    pub zero_windows: [u64; 2],
     /// `CLOCK_MONOTONIC` in ns.
     pub first_ns: u64,
     pub last_ns: u64,
@@ -249,6 +252,7 @@ impl OverflowFlow {
         bytes: [0; 2],
         unfolded: [0; 2],
         unfolded_bytes: [0; 2],
+        zero_windows: [0; 2],
         first_ns: 0,
         last_ns: 0,
         flags: [0; 2],
@@ -256,7 +260,7 @@ impl OverflowFlow {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowCell>() == 64);
-const _: () = assert!(size_of::<FlowOwner>() == 48 && size_of::<OverflowFlow>() == 88);
+const _: () = assert!(size_of::<FlowOwner>() == 56 && size_of::<OverflowFlow>() == 104);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(size_of::<Sender>() == 32);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());

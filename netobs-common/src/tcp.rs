@@ -60,7 +60,8 @@ pub const TCP_BOUNDS_US: [u32; 15] = [
 /// Buckets of a distribution.
 pub const TCP_BUCKETS: usize = TCP_BOUNDS_US.len() + 1;
 
-/// How one connection stands. Written whenever it begins, sends again, or ends: the newest says all.
+/// How one connection stands. Written whenever it begins or fails to, sends again, is reset, or ends: the newest has
+/// all figures, each its own flags.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpEvent {
@@ -85,9 +86,19 @@ pub struct TcpEvent {
 
 /// Bits of [`TcpEvent::flags`].
 pub mod event_flag {
-    /// It begins: there was none of these ends before, or it is over.
+    /// It begins: there was none of these ends before, or it is over. One that has not come to be yet may have been
+    /// told of before: what was sent again, a reset.
     pub const BEGINS: u32 = 1;
     pub const ENDS: u32 = 2;
+    /// This end sends a reset, or has received one; also when it has ended already.
+    pub const RESET_SENT: u32 = 4;
+    pub const RESET_RECEIVED: u32 = 8;
+    /// How its beginning went; with [`BEGINS`]. Of those but the first, as [`super::cell`] has them.
+    pub const ESTABLISHED: u32 = 0x10;
+    pub const REFUSED: u32 = 0x20;
+    pub const TIMED_OUT: u32 = 0x40;
+    pub const FAILED: u32 = 0x80;
+    pub const GIVEN_UP: u32 = 0x100;
 }
 
 /// What one CPU has not counted, since the start; and whether there is anything to read.
@@ -119,6 +130,7 @@ pub struct TcpLayout {
     /// Of `struct sock_common`, with which every kind of socket begins.
     pub sock_net: u32,
     pub sock_family: u32,
+    pub sock_state: u32,
     pub sock_daddr: u32,
     pub sock_rcv_saddr: u32,
     pub sock_v6_daddr: u32,
@@ -146,4 +158,4 @@ pub struct TcpLayout {
 
 const _: () = assert!(size_of::<TcpKey>() == 16 && size_of::<TcpCount>() == 16);
 const _: () = assert!(size_of::<TcpEvent>() == 64 && size_of::<TcpTotals>() == 64);
-const _: () = assert!(size_of::<TcpLayout>() == 84);
+const _: () = assert!(size_of::<TcpLayout>() == 88);

@@ -87,6 +87,8 @@ impl World {
             tx: count,
             rx_flags: 0,
             tx_flags: 0,
+            rx_zero_windows: 0,
+            tx_zero_windows: 0,
             first: self.now,
             last: self.now,
         };

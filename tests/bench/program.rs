@@ -49,7 +49,8 @@ fn times(repeat: u32, rounds: usize) -> Vec<(&'static str, Vec<f64>)> {
     let mut udp = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17];
     udp.resize(64, 0);
     let mut tcp = udp.clone();
-    (tcp[23], tcp[46], tcp[47]) = (6, 5 << 4, 0x10);
+    // An ACK with a window, as nearly all have.
+    (tcp[23], tcp[46], tcp[47], tcp[48]) = (6, 5 << 4, 0x10, 1);
     let observer = |max_flows, dns_and_arp: bool| {
         let events = EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() };
         let options = Options { max_interfaces: 4, mode: AttachMode::Auto, max_flows, events, log: false };

@@ -36,6 +36,7 @@ pub struct Flow {
     pub wire: [Count; 2],
     /// With [`FIRST`] and [`OPENED`].
     pub flags: [u8; 2],
+    pub zero_windows: [u64; 2],
 }
 
 #[derive(PartialEq, Eq)]
@@ -113,11 +114,21 @@ impl Expected {
                 add(&mut counters.unflowed, stack);
                 counters.unflowed_truncated += 1;
             }
-            Ip::Packet(packet) => self.add_to_flow(&packet, told.tcp_flags, direction, stack, wire),
+            Ip::Packet(packet) => {
+                let flow = self.add_to_flow(&packet, told.tcp_flags, direction, stack, wire);
+                flow.zero_windows[direction] += u64::from(told.zero_window);
+            }
         }
     }
 
-    fn add_to_flow(&mut self, packet: &Packet, tcp_flags: u8, direction: usize, stack: Count, wire: Count) {
+    fn add_to_flow(
+        &mut self,
+        packet: &Packet,
+        tcp_flags: u8,
+        direction: usize,
+        stack: Count,
+        wire: Count,
+    ) -> &mut Flow {
         let sent = direction == 1;
         let (a, b) =
             if sent { (packet.destination, packet.source) } else { (packet.source, packet.destination) };
@@ -137,6 +148,7 @@ impl Expected {
         // SYN, and no ACK.
         let opened = if tcp_flags & 0x12 == 0x02 { OPENED } else { 0 };
         flow.flags[direction] |= tcp_flags & 0x3f | opened;
+        flow
     }
 }
 

@@ -237,6 +237,7 @@ fn is_same(is: &Flow, should: &Flow) -> bool {
     let has_first = (0..2).all(|direction| is.flags[direction] & FIRST >= should.flags[direction] & FIRST);
     is.stack == should.stack
         && is.wire == should.wire
+        && is.zero_windows == should.zero_windows
         && without_first(is.flags) == without_first(should.flags)
         && has_first
 }
@@ -273,6 +274,8 @@ fn flows(records: &[FlowRecord]) -> HashMap<Key, Flow> {
             wire.bytes += count.wire_bytes;
             flow.flags[direction] |= flags;
         }
+        flow.zero_windows[0] += record.tx_zero_windows;
+        flow.zero_windows[1] += record.rx_zero_windows;
     }
     flows
 }

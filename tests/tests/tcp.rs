@@ -68,12 +68,15 @@ impl World {
         }
     }
 
-    /// What the agent says of the only conversation with this port.
+    /// What the agent says of the only conversation with this port that a container has begun itself. (One that passes on
+    /// what is another's has it, too.)
     fn conversation(&self, agent: &Agent, port: u16) -> Result<Value, String> {
         let text = get(&self.host, agent, "/api/v1/flows")?;
         let all: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         let flows = all["flows"].as_array().ok_or("no flows")?;
-        let found: Vec<&Value> = flows.iter().filter(|flow| flow["server"]["port"] == port).collect();
+        let is_it =
+            |flow: &&Value| flow["server"]["port"] == port && flow["to_server"]["sent"]["packets"] != 0;
+        let found: Vec<&Value> = flows.iter().filter(is_it).collect();
         match found.as_slice() {
             [one] => Ok((*one).clone()),
             other => Err(format!("{other:?}")),
@@ -330,6 +333,62 @@ fn connects_that_fail_are_told_apart() {
     assert_eq!((established(&server), accepted(&server)), (0, 0), "{server}");
 }
 
+/// Each connection that never came to be says why, and one that did says so.
+#[test]
+fn a_flow_says_how_its_connect_went() {
+    // What is sent to ports 7 and 9 of the other container vanishes.
+    let world = World::new(Duration::ZERO, |frame| {
+        let ports = frame.bytes.get(14 + 20..14 + 24).filter(|_| frame.segment().is_some());
+        !ports.is_some_and(|ports| matches!(ports[2..], [0, 7 | 9]))
+    });
+    let agent = world.agent();
+    let client = world.netns(0);
+    client.sh("sysctl -qw net.ipv4.tcp_syn_retries=1; ip route add 10.82.0.0/24 via 10.81.0.11");
+    world.netns(1).sh(
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0; ip route add unreachable 10.82.0.0/24",
+    );
+    let server = echo(world.netns(1), address(1, 5008), 1);
+    client.run(|| {
+        let error = TcpStream::connect(address(1, 6)).expect_err("nobody listens");
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+        let error = TcpStream::connect("10.82.0.1:8").expect_err("there is no such host");
+        assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH));
+        TcpStream::connect_timeout(&address(1, 9), Duration::from_millis(100)).expect_err("no answer");
+        let error = TcpStream::connect(address(1, 7)).expect_err("no answer");
+        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+        exchange(&mut TcpStream::connect(address(1, 5008)).expect("connect"));
+    });
+    server.join().expect("the server");
+    let server = Value::from("server");
+    for (port, outcome, received, reset_by) in [
+        (6, "refused", 1, &server),
+        (7, "timed_out", 0, &Value::Null),
+        (8, "failed", 0, &Value::Null),
+        (9, "given_up", 0, &Value::Null),
+        (5008, "established", 0, &Value::Null),
+    ] {
+        let flow = wait_for("how it went", LIMIT, || {
+            let flow = world.conversation(&agent, port)?;
+            // All that it sent is SYN again; how often depends on the kernel.
+            let sent = number(&flow, "to_server.sent.packets");
+            let is_whole = outcome == "established"
+                || flow["client_tcp"]["retransmitted_segments"].as_u64() == sent.checked_sub(1);
+            let is_told = flow["client_tcp"]["outcome"] == outcome && is_whole;
+            if is_told { Ok(flow) } else { Err(flow.to_string()) }
+        });
+        let client = &flow["client_tcp"];
+        assert_eq!(client["resets"], serde_json::json!({ "sent": 0, "received": received }), "{flow}");
+        assert_eq!(&flow["reset_by"], reset_by, "{flow}");
+        assert_eq!(client["retransmitted_segments"] != 0, outcome == "timed_out", "{flow}");
+        // No socket of the other end ever knew of the others.
+        if outcome == "established" {
+            assert_eq!(flow["server_tcp"]["outcome"], "established", "{flow}");
+        } else {
+            assert!(flow["server_tcp"].is_null() && client["handshake_seconds"].is_null(), "{flow}");
+        }
+    }
+}
+
 /// Lost are the first SYN, the first SYN-ACK, and of both directions of data one frame in eight.
 #[test]
 fn retransmits_are_as_many_as_the_kernel_has() {
@@ -420,6 +479,49 @@ fn resets_are_counted_where_they_are_sent_and_where_they_arrive() {
     assert_eq!((established(&client), accepted(&server)), (RESETS, RESETS), "{client} {server}");
 }
 
+/// By its packets, and by the sockets of both ends.
+#[test]
+fn a_flow_says_who_has_reset_it() {
+    let world = World::new(Duration::ZERO, |_| true);
+    let agent = world.agent();
+    for (port, by) in [(5010, "client"), (5011, "server"), (5012, "nobody")] {
+        let listener = world.netns(1).run(move || TcpListener::bind(address(1, port)).expect("listen"));
+        let mut client = world.netns(0).run(move || TcpStream::connect(address(1, port)).expect("connect"));
+        let (mut server, _) = listener.accept().expect("accept");
+        client.write_all(b"x").expect("send");
+        server.read_exact(&mut [0]).expect("receive");
+        match by {
+            "client" => {
+                reset(client);
+                server.read(&mut [0]).expect_err("reset");
+            }
+            "server" => {
+                reset(server);
+                client.read(&mut [0]).expect_err("reset");
+            }
+            _ => {
+                drop(client);
+                assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+            }
+        }
+    }
+    for (port, by, state, client, server) in [
+        (5010, Value::from("client"), "reset", (1, 0), (0, 1)),
+        (5011, Value::from("server"), "reset", (0, 1), (1, 0)),
+        (5012, Value::Null, "closed", (0, 0), (0, 0)),
+    ] {
+        let resets = |(sent, received): (u64, u64)| serde_json::json!({ "sent": sent, "received": received });
+        wait_for("who has reset it", LIMIT, || {
+            let flow = world.conversation(&agent, port)?;
+            let ends = ["client_tcp", "server_tcp"].map(|end| &flow[end]);
+            let is_told = (&flow["reset_by"], &flow["state"]) == (&by, &state.into())
+                && ends.each_ref().map(|end| &end["resets"]) == [&resets(client), &resets(server)]
+                && ends.iter().all(|end| end["outcome"] == "established");
+            if is_told { Ok(()) } else { Err(flow.to_string()) }
+        });
+    }
+}
+
 /// Closes a connection with a reset.
 fn reset(stream: TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
@@ -439,7 +541,7 @@ fn reset(stream: TcpStream) {
 
 /// One that does not read, until its sender can send no more.
 #[test]
-fn zero_windows_are_counted_at_both_interfaces() {
+fn zero_windows_are_counted_at_both_interfaces_and_in_the_flow() {
     let passed = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
     let counts = Arc::clone(&passed);
     let world = World::new(Duration::ZERO, move |frame| {
@@ -451,6 +553,7 @@ fn zero_windows_are_counted_at_both_interfaces() {
         }
         true
     });
+    let agent = world.agent();
     let watch = world.watch(&[]);
     world.netns(1).sh("sysctl -qw net.ipv4.tcp_rmem='4096 8192 8192'");
     let listener = world.netns(1).run(|| TcpListener::bind(address(1, 5004)).expect("listen"));
@@ -485,6 +588,12 @@ fn zero_windows_are_counted_at_both_interfaces() {
         assert!(from_server >= kernel && from_client == 0, "{from_server} {from_client} {kernel}");
         let all = (ours(1, "tx")?, ours(0, "rx")?, ours(0, "tx")?, ours(1, "rx")?);
         (all == (from_server, from_server, 0, 0)).then_some(())
+    });
+    let from_server = passed[1].load(Ordering::Relaxed);
+    wait_for("the flow's own count", LIMIT, || {
+        let flow = world.conversation(&agent, 5004)?;
+        let ours = (&flow["client_zero_windows"], &flow["server_zero_windows"]);
+        if ours == (&0.into(), &from_server.into()) { Ok(()) } else { Err(format!("{from_server}: {flow}")) }
     });
 }
 

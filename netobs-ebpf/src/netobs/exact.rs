@@ -61,15 +61,17 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
         plus::<LINK>(&mut counters.tcp_fin, u64::from(packet.tcp_flags & tcp_flag::FIN != 0));
         plus::<LINK>(&mut counters.tcp_rst, u64::from(packet.tcp_flags & tcp_flag::RST != 0));
     }
+    let mut zero_window = 0;
     if packet.window == 0 && packet.tcp_flags & (tcp_flag::SYN | tcp_flag::RST) == 0 {
         plus::<LINK>(&mut counters.tcp_zero_window, 1);
+        zero_window = flows::ZERO_WINDOW;
     }
     if packet.truncated {
         plus::<LINK>(&mut counters.truncated, 1);
         // The one thing about a packet that nobody expects. Off unless asked for, and then not in the program.
         debug!(&TcContext::new(skb), "packet of {} bytes ends inside a header, slot {}", len, slot);
     }
-    let mut amount = Amount { bytes: len, unfolded: 0, unfolded_bytes: tag_len as u32 };
+    let mut amount = Amount { bytes: len, unfolded: 0, unfolded_bytes: tag_len as u32, zero_window };
     if gso_size != 0 {
         let unfolded = unfold::<LINK>(skb, counters, len, gso_size, u64::from(packet.headers_len), tag_len);
         (amount.unfolded, amount.unfolded_bytes) = (unfolded.packets as u32, unfolded.bytes as u32);

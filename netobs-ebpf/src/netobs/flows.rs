@@ -22,6 +22,8 @@ pub struct Amount {
     /// What unfolding a super-packet adds.
     pub unfolded: u32,
     pub unfolded_bytes: u32,
+    /// [`ZERO_WINDOW`] if that is what it has, or 0.
+    pub zero_window: u8,
 }
 
 /// Counts an IP packet in its flow; whether there was room.
@@ -36,7 +38,7 @@ pub fn count<const DIRECTION: u32, const LINK: bool>(
     if packet.version == Version::NONE {
         return false;
     }
-    let flags = packet.tcp_flags & TCP_FLAGS;
+    let flags = packet.tcp_flags & TCP_FLAGS | amount.zero_window;
     // A cgroup's programs may be interrupted by others on their CPU: cells are not for them.
     if LINK && let Some(tag) = tag::<DIRECTION>(skb, slot, packet) {
         if let Some(cell) = find(tag, cpu) {
@@ -61,6 +63,9 @@ pub fn count<const DIRECTION: u32, const LINK: bool>(
 
 /// The lower six flags: FIN, SYN, RST, PSH, ACK, URG.
 const TCP_FLAGS: u8 = 0x3f;
+
+/// Beside these: a packet of those that [`netobs_common::Counters::tcp_zero_window`] counts.
+pub const ZERO_WINDOW: u8 = 0x40;
 
 /// Cells in which a flow may be: four that are next to each other. Where both ends of a flow are observed, both look in
 /// the same four, each first in one of a pair of cache lines: what a packet meets at the other end is at hand then.
@@ -103,8 +108,10 @@ fn add<const DIRECTION: u32>(cell: &mut FlowCell, flags: u8, amount: Amount) {
     // SAFETY: takes no argument and cannot fail; inlined by the JIT.
     cell.last = unsafe { bpf_jiffies64() } as u32;
     // Only a few times in the life of a flow. Each SYN: one without ACK may follow one with it.
-    if flags & (!cell.flags[direction] | tcp_flag::SYN) != 0 {
-        cell.flags[direction] |= flags | opened(flags);
+    if flags & (!cell.flags[direction] | tcp_flag::SYN | ZERO_WINDOW) != 0 {
+        cell.flags[direction] |= flags & TCP_FLAGS | opened(flags);
+        let zero_windows = &mut cell.zero_windows[direction];
+        *zero_windows = zero_windows.wrapping_add(u32::from(flags & ZERO_WINDOW != 0));
     }
 }
 
@@ -234,7 +241,8 @@ fn take(skb: *mut __sk_buff, tag: u64, cpu: u32, packed: u64) -> u32 {
                 let (now, jiffies) = unsafe { (bpf_ktime_get_ns(), bpf_jiffies64() as u32) };
                 owner.key = key(skb, packed);
                 owner.first = jiffies;
-                cell.first_ns = now;
+                owner.first_ns = now;
+                cell.zero_windows = [0; 2];
                 cell.bytes = [0; 2];
                 cell.count = Default::default();
                 cell.unfolded_bytes = [0; 2];
@@ -250,7 +258,8 @@ fn take(skb: *mut __sk_buff, tag: u64, cpu: u32, packed: u64) -> u32 {
     NO_CELL
 }
 
-/// Counts in the overflow map; 0: it is full. `unfolded`: packets in the lower half, bytes in the upper.
+/// Counts in the overflow map; 0: it is full. `unfolded`: packets in the lower half, bytes in the upper. `flags`: of TCP,
+/// and [`ZERO_WINDOW`].
 #[inline(never)]
 fn overflow(skb: *mut __sk_buff, packed: u64, bytes: u64, unfolded: u64, flags: u32) -> u64 {
     let key = key(skb, packed);
@@ -271,23 +280,26 @@ fn overflow(skb: *mut __sk_buff, packed: u64, bytes: u64, unfolded: u64, flags: 
     // SAFETY: the map's value; other CPUs add to it at the same time, so by atomics.
     let flow: &mut OverflowFlow = unsafe { &mut *flow };
     if direction == 0 {
-        add_shared::<0>(flow, bytes, unfolded)
+        add_shared::<0>(flow, bytes, unfolded, flags)
     } else {
-        add_shared::<1>(flow, bytes, unfolded)
+        add_shared::<1>(flow, bytes, unfolded, flags)
     }
     flow.last_ns = now;
-    let flags = flags | first | u32::from(opened(flags as u8));
+    let flags = flags & u32::from(TCP_FLAGS) | first | u32::from(opened(flags as u8));
     let seen = if direction == 0 { &mut flow.flags[0] } else { &mut flow.flags[1] };
     *seen |= flags;
     1
 }
 
 #[inline(always)]
-fn add_shared<const DIRECTION: usize>(flow: &mut OverflowFlow, bytes: u64, unfolded: u64) {
+fn add_shared<const DIRECTION: usize>(flow: &mut OverflowFlow, bytes: u64, unfolded: u64, flags: u32) {
     maps::increase(&mut flow.packets[DIRECTION], 1);
     maps::increase(&mut flow.bytes[DIRECTION], bytes);
     maps::increase(&mut flow.unfolded[DIRECTION], unfolded & 0xffff_ffff);
     maps::increase(&mut flow.unfolded_bytes[DIRECTION], unfolded >> 32);
+    if flags & u32::from(ZERO_WINDOW) != 0 {
+        maps::increase(&mut flow.zero_windows[DIRECTION], 1);
+    }
 }
 
 /// The key of a packet, read by helper: for the first of a flow and for the overflow map.

@@ -12,7 +12,7 @@ mod socket;
 mod state;
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use netobs_common::tcp::cell;
+use netobs_common::tcp::{cell, event_flag};
 
 use self::socket::{Namespace, Socket, layout};
 
@@ -55,13 +55,17 @@ pub fn netobs_tcp_send_reset(ctx: RawTracePointContext) -> i32 {
         Namespace::of_packet(ctx.arg(1))
     };
     count::one(&namespace, cell::RESET_SENT);
+    state::is_reset(&namespace, socket, event_flag::RESET_SENT);
     0
 }
 
 /// `trace_tcp_receive_reset(sk)`
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 pub fn netobs_tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
-    count::one(&Namespace::of_socket(Socket(ctx.arg(0))), cell::RESET_RECEIVED);
+    let socket = Socket(ctx.arg(0));
+    let namespace = Namespace::of_socket(socket);
+    count::one(&namespace, cell::RESET_RECEIVED);
+    state::is_reset(&namespace, socket, event_flag::RESET_RECEIVED);
     0
 }
 

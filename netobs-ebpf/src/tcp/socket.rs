@@ -8,6 +8,7 @@ use netobs_ebpf::kernel::{INUMS, read_or_zero};
 pub static LAYOUT: TcpLayout = TcpLayout {
     sock_net: 0,
     sock_family: 0,
+    sock_state: 0,
     sock_daddr: 0,
     sock_rcv_saddr: 0,
     sock_v6_daddr: 0,
@@ -44,6 +45,7 @@ pub(crate) use layout;
 
 /// What a member can be: integers, and addresses.
 trait Plain: Copy {}
+impl Plain for u8 {}
 impl Plain for u16 {}
 impl Plain for u32 {}
 impl Plain for u64 {}
@@ -73,6 +75,12 @@ impl Socket {
     #[inline(always)]
     pub fn is_tcp(self) -> bool {
         read::<u16>(self.0, layout!(sock_protocol)) == IPPROTO_TCP
+    }
+
+    /// Of [`crate::state::tcp_state`].
+    #[inline(always)]
+    pub fn state(self) -> u32 {
+        u32::from(read::<u8>(self.0, layout!(sock_state)))
     }
 
     /// What `getsockopt(SO_ERROR)` would say.

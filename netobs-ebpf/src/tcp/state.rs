@@ -10,12 +10,14 @@ use crate::{
 };
 
 /// `enum` of net/tcp_states.h.
-mod tcp_state {
+pub mod tcp_state {
     pub const ESTABLISHED: u32 = 1;
     pub const SYN_SENT: u32 = 2;
     pub const SYN_RECV: u32 = 3;
+    pub const TIME_WAIT: u32 = 6;
     pub const CLOSE: u32 = 7;
     pub const LISTEN: u32 = 10;
+    pub const NEW_SYN_RECV: u32 = 12;
 }
 
 /// asm-generic/errno.h
@@ -96,22 +98,39 @@ fn is_established(namespace: &Namespace, socket: Socket, from: u32) {
     if rtt_us != 0 {
         count::duration(namespace, cell::RTT, rtt_us);
     }
-    event::tell(namespace, socket, handshake_us, event_flag::BEGINS);
+    event::tell(namespace, socket, handshake_us, event_flag::BEGINS | event_flag::ESTABLISHED);
 }
 
 /// The error is there before the state is changed: `tcp_reset`, `tcp_write_err`, `tcp_v4_err`.
 #[inline(always)]
 fn fails(namespace: &Namespace, socket: Socket) {
     take_start(socket);
-    let subject = match socket.error() {
-        ECONNREFUSED => cell::REFUSED,
-        ETIMEDOUT => cell::TIMED_OUT,
+    let (subject, flag) = match socket.error() {
+        ECONNREFUSED => (cell::REFUSED, event_flag::REFUSED),
+        ETIMEDOUT => (cell::TIMED_OUT, event_flag::TIMED_OUT),
         // Closed while it waited; or nothing could be sent at all.
-        0 if socket.has_sent() => cell::GIVEN_UP,
-        _ => cell::FAILED,
+        0 if socket.has_sent() => (cell::GIVEN_UP, event_flag::GIVEN_UP),
+        _ => (cell::FAILED, event_flag::FAILED),
     };
     count::one(namespace, subject);
-    event::tell(namespace, socket, 0, event_flag::BEGINS | event_flag::ENDS);
+    event::tell(namespace, socket, 0, event_flag::BEGINS | event_flag::ENDS | flag);
+}
+
+/// Tells of a reset, `flag` is which way it went. The socket may be none, or one of many connections, or what is left
+/// of one: then there is nothing to tell.
+#[inline(always)]
+pub fn is_reset(namespace: &Namespace, socket: Socket, flag: u32) {
+    if socket.0 == 0 || !namespace.is_told_of() {
+        return;
+    }
+    let flags = match socket.state() {
+        tcp_state::LISTEN | tcp_state::TIME_WAIT | tcp_state::NEW_SYN_RECV => return,
+        tcp_state::SYN_SENT => flag | event_flag::BEGINS,
+        // What a program gives up is closed first, and reset then: `tcp_disconnect`, `__tcp_close`.
+        tcp_state::CLOSE => flag | event_flag::ENDS,
+        _ => flag,
+    };
+    event::tell(namespace, socket, 0, flags);
 }
 
 #[inline(always)]

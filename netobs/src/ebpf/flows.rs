@@ -78,6 +78,8 @@ pub struct Count {
     /// What unfolding super-packets adds.
     pub unfolded: u64,
     pub unfolded_bytes: u64,
+    /// TCP windows of 0.
+    pub zero_windows: u64,
 }
 
 pub struct Flows {
@@ -109,7 +111,7 @@ pub struct Maps {
 /// Words of a cell, see [`FlowCell`].
 mod word {
     pub const TAG: usize = 0;
-    pub const FIRST_NS: usize = 1;
+    pub const ZERO_WINDOWS: usize = 1;
     pub const BYTES: [usize; 2] = [2, 3];
     pub const COUNT: [usize; 2] = [4, 5];
     pub const UNFOLDED_BYTES: usize = 6;
@@ -117,7 +119,7 @@ mod word {
 }
 
 const _: () = assert!(
-    std::mem::offset_of!(FlowCell, first_ns) == 8 * word::FIRST_NS
+    std::mem::offset_of!(FlowCell, zero_windows) == 8 * word::ZERO_WINDOWS
         && std::mem::offset_of!(FlowCell, bytes) == 8 * word::BYTES[0]
         && std::mem::offset_of!(FlowCell, count) == 8 * word::COUNT[0]
         && std::mem::offset_of!(FlowCell, unfolded_bytes) == 8 * word::UNFOLDED_BYTES
@@ -270,8 +272,8 @@ pub fn wait_for_programs() {
 }
 
 /// The counters of a cell: by direction packets and what unfolding adds; by direction lower and upper half of bytes; by
-/// direction what unfolding adds to them.
-const READ: usize = 10;
+/// direction what unfolding adds to them; by direction windows of 0.
+const READ: usize = 12;
 type Read = [u32; READ];
 
 /// No cell that is somebody's: it has at least a packet.
@@ -284,6 +286,7 @@ fn read(cell: &[u64; CELL]) -> Read {
         cell[word::BYTES[0]],
         cell[word::BYTES[1]],
         cell[word::UNFOLDED_BYTES],
+        cell[word::ZERO_WINDOWS],
     ];
     let mut read = NOT_READ;
     for (read, word) in read.as_chunks_mut::<2>().0.iter_mut().zip(words) {
@@ -302,11 +305,12 @@ fn flow(cell: &[u64; CELL], now: &Read, before: &Read, owner: &FlowOwner, clock:
             unfolded: now[at + 1].wrapping_sub(before[at + 1]).into(),
             bytes: bytes(now, 4 + at).wrapping_sub(bytes(before, 4 + at)),
             unfolded_bytes: now[8 + direction].wrapping_sub(before[8 + direction]).into(),
+            zero_windows: now[10 + direction].wrapping_sub(before[10 + direction]).into(),
         }
     });
     let (last, rest) = halves(cell[word::LAST_AND_FLAGS]);
     let [ingress_flags, egress_flags, ..] = rest.to_le_bytes();
-    let first = clock.at(cell[word::FIRST_NS]);
+    let first = clock.at(owner.first_ns);
     Flow {
         key: owner.key,
         counts,
@@ -324,6 +328,7 @@ fn overflowed(key: FlowKey, flow: &OverflowFlow, clock: &Clock) -> Flow {
             bytes: flow.bytes[direction],
             unfolded: flow.unfolded[direction],
             unfolded_bytes: flow.unfolded_bytes[direction],
+            zero_windows: flow.zero_windows[direction],
         }),
         flags: flow.flags.map(|flags| flags as u8),
         first: clock.at(flow.first_ns),

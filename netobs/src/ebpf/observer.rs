@@ -407,17 +407,31 @@ fn record(interface: InterfaceKey, of_host: bool, flow: &Flow) -> FlowRecord {
         wire_bytes: count.bytes + count.unfolded_bytes,
     });
     let [ingress_flags, egress_flags] = flow.flags;
-    let (mut local, mut remote, rx, tx, rx_flags, tx_flags) = if of_host {
-        (a, b, egress, ingress, egress_flags, ingress_flags)
+    let [ingress_windows, egress_windows] = flow.counts.map(|count| count.zero_windows);
+    let (mut local, mut remote, rx, tx, rx_flags, tx_flags, rx_zero_windows, tx_zero_windows) = if of_host {
+        (a, b, egress, ingress, egress_flags, ingress_flags, egress_windows, ingress_windows)
     } else {
-        (b, a, ingress, egress, ingress_flags, egress_flags)
+        (b, a, ingress, egress, ingress_flags, egress_flags, ingress_windows, egress_windows)
     };
     if is_icmp {
         // Not the ends' but the message's, whichever way it goes.
         (local.port, remote.port) = (key.a_port, key.b_port);
     }
     let (first, last) = (flow.first, flow.last);
-    FlowRecord { interface, local, remote, protocol: key.protocol, rx, tx, rx_flags, tx_flags, first, last }
+    FlowRecord {
+        interface,
+        local,
+        remote,
+        protocol: key.protocol,
+        rx,
+        tx,
+        rx_flags,
+        tx_flags,
+        rx_zero_windows,
+        tx_zero_windows,
+        first,
+        last,
+    }
 }
 
 /// IANA protocol numbers.

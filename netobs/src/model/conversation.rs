@@ -15,7 +15,7 @@ use super::{
     fold::protocol_name,
     snapshot::unix_seconds,
     state::State,
-    tcp::{TcpEnd, TcpEnds},
+    tcp::{TcpEnd, TcpEnds, TcpOutcome},
     update::{FlowCount, FlowEnd},
 };
 
@@ -49,6 +49,8 @@ pub struct Conversation {
     pub class: Option<Class>,
     pub network: Option<String>,
     pub state: End,
+    /// Of TCP: who has sent a RST.
+    pub reset_by: Option<ResetBy>,
     /// Seconds since the epoch, good to some milliseconds.
     #[serde(with = "unix_seconds")]
     pub first: SystemTime,
@@ -59,9 +61,41 @@ pub struct Conversation {
     pub server_flags: String,
     pub to_server: EdgeCount,
     pub to_client: EdgeCount,
+    /// Packets of TCP with a window of 0, and neither SYN nor RST, that each end sent, by its own interface or else the
+    /// other's: it takes nothing more for now. None of other protocols.
+    pub client_zero_windows: Option<u64>,
+    pub server_zero_windows: Option<u64>,
     /// How the connection fares, by each end's own socket; none where that is not known.
     pub client_tcp: Option<TcpEnd>,
     pub server_tcp: Option<TcpEnd>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResetBy {
+    Client,
+    Server,
+    Both,
+}
+
+impl ResetBy {
+    /// By the flags of TCP seen from either end.
+    const fn of(client: u8, server: u8) -> Option<Self> {
+        match (client & RST != 0, server & RST != 0) {
+            (true, true) => Some(Self::Both),
+            (true, false) => Some(Self::Client),
+            (false, true) => Some(Self::Server),
+            (false, false) => None,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Both => "both",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -106,6 +140,11 @@ impl Conversation {
     /// As [`Self::bytes`].
     pub fn packets(&self) -> u64 {
         self.to_server.once().packets + self.to_client.once().packets
+    }
+
+    /// How its beginning went: as the client's socket has it, or else the server's.
+    pub fn outcome(&self) -> Option<TcpOutcome> {
+        [self.client_tcp, self.server_tcp].into_iter().flatten().find_map(|tcp| tcp.outcome)
     }
 
     /// Packets that one end sent and the other did not receive; none where not both are observed.
@@ -191,6 +230,9 @@ impl State {
         let there = self.end(known.and_then(|known| peer(known)), id.protocol, id.remote);
         let there = ConversationEnd { service, ..there };
         let (here_flags, there_flags) = (flags(flow.tx_flags), flags(flow.rx_flags));
+        let (client_flags, server_flags) =
+            if is_client { (flow.tx_flags, flow.rx_flags) } else { (flow.rx_flags, flow.tx_flags) };
+        let reset_by = (id.protocol == TCP).then(|| ResetBy::of(client_flags, server_flags)).flatten();
         let wall = |at: Instant| time.checked_sub(now.saturating_duration_since(at)).unwrap_or(time);
         let tcp_end = |container: &str, local, remote| {
             (id.protocol == TCP).then(|| tcp.get(container, local, remote)).flatten()
@@ -198,6 +240,7 @@ impl State {
         let here_tcp = known.and_then(|known| tcp_end(&known.container, id.local, id.remote));
         let there_tcp =
             known.and_then(|known| peer(known)).and_then(|peer| tcp_end(peer, id.remote, id.local));
+        let zero_windows = |count: u64| (id.protocol == TCP).then_some(count);
         let [kind, code] = id.remote.port.to_be_bytes();
         let mut conversation = Conversation {
             client: here,
@@ -207,12 +250,17 @@ impl State {
             class: known.map(|known| known.class),
             network: known.and_then(|known| known.network.clone()),
             state: flow.ended(id, now, self.flows.idle()),
+            reset_by,
             first: wall(of_other.map_or(flow.first, |other| other.first.min(flow.first))),
             last: wall(of_other.map_or(flow.last, |other| other.last.max(flow.last))),
             client_flags: here_flags,
             server_flags: there_flags,
             to_server: from_here,
             to_client: to_here,
+            client_zero_windows: zero_windows(flow.tx_zero_windows),
+            server_zero_windows: zero_windows(
+                of_other.map_or(flow.rx_zero_windows, |other| other.tx_zero_windows),
+            ),
             client_tcp: here_tcp,
             server_tcp: there_tcp,
         };
@@ -221,6 +269,7 @@ impl State {
             std::mem::swap(&mut it.client, &mut it.server);
             std::mem::swap(&mut it.client_flags, &mut it.server_flags);
             std::mem::swap(&mut it.to_server, &mut it.to_client);
+            std::mem::swap(&mut it.client_zero_windows, &mut it.server_zero_windows);
             std::mem::swap(&mut it.client_tcp, &mut it.server_tcp);
         }
         conversation
@@ -256,6 +305,8 @@ fn is_first((one, flow): (&FlowId, &Flow<'_>), other: Option<(FlowId, Flow<'_>)>
 
 /// IANA protocol number.
 const TCP: u8 = 6;
+/// A flag of TCP.
+const RST: u8 = 0x04;
 
 const fn is_icmp(protocol: u8) -> bool {
     matches!(protocol, 1 | 58)

@@ -56,6 +56,9 @@ pub struct Flow<'a> {
     pub tx: FlowCount,
     pub rx_flags: u8,
     pub tx_flags: u8,
+    /// As [`FlowRecord`] has them.
+    pub rx_zero_windows: u64,
+    pub tx_zero_windows: u64,
     pub first: Instant,
     pub last: Instant,
     /// None until it is known whose it is. Until then it is in no sum; from then on all of it is.

@@ -26,6 +26,8 @@ pub struct Kept {
     spots: Spots,
     /// What super-packets add when unfolded, received and sent, by place: few flows have any.
     unfolded: HashMap<u32, [Unfolded; 2]>,
+    /// TCP windows of 0, received and sent, by place: hardly a flow has any.
+    zero_windows: HashMap<u32, [u64; 2]>,
     /// What flows are known to be; few are different.
     known: HashSet<Arc<Known>>,
     /// Of times of entries.
@@ -193,6 +195,12 @@ impl Kept {
                 sum.bytes += new.bytes;
             }
         }
+        let zero_windows = [record.rx_zero_windows, record.tx_zero_windows];
+        if zero_windows != [0; 2] {
+            for (sum, new) in self.zero_windows.entry(at).or_default().iter_mut().zip(zero_windows) {
+                *sum += new;
+            }
+        }
         entry.seen(first, last, record);
     }
 
@@ -209,6 +217,7 @@ impl Kept {
                     wire_bytes: bytes + unfolded.bytes,
                 }
             });
+        let [rx_zero_windows, tx_zero_windows] = self.zero_windows.get(&at).copied().unwrap_or_default();
         let id = FlowId {
             interface,
             local: FlowEnd { address: address(local), port: entry.local_port },
@@ -220,6 +229,8 @@ impl Kept {
             tx,
             rx_flags: entry.rx_flags,
             tx_flags: entry.tx_flags,
+            rx_zero_windows,
+            tx_zero_windows,
             first: self.time(entry.first),
             last: self.time(entry.last),
             known: entry.known.as_ref(),
@@ -262,6 +273,7 @@ impl Kept {
             found.remove();
         }
         self.unfolded.remove(&at);
+        self.zero_windows.remove(&at);
         let removed = self.entries.swap_remove(at as usize);
         self.spots.release(removed.spot);
         if at != last {
@@ -271,6 +283,9 @@ impl Kept {
             }
             if let Some(unfolded) = self.unfolded.remove(&last) {
                 self.unfolded.insert(at, unfolded);
+            }
+            if let Some(zero_windows) = self.zero_windows.remove(&last) {
+                self.zero_windows.insert(at, zero_windows);
             }
         }
     }
@@ -283,6 +298,7 @@ impl Kept {
             let (entries, hasher) = (&self.entries, &self.hasher);
             self.index.shrink_to_fit(|at| entries[*at as usize].hash(hasher));
             self.unfolded.shrink_to_fit();
+            self.zero_windows.shrink_to_fit();
         }
     }
 
@@ -347,6 +363,8 @@ mod tests {
             tx: count(1),
             rx_flags: FIRST,
             tx_flags: 0,
+            rx_zero_windows: 0,
+            tx_zero_windows: 0,
             first: start + Duration::from_micros(u64::from(n)),
             last: start + Duration::from_millis(u64::from(n)),
         }
@@ -367,6 +385,9 @@ mod tests {
             if n % 4 == 0 {
                 record.rx.wire_packets += 2;
                 record.rx.wire_bytes += 132;
+            }
+            if n % 5 == 0 {
+                (record.rx_zero_windows, record.tx_zero_windows) = (u64::from(n), 2);
             }
             let at = kept.insert(&record);
             kept.add(at, &record);
@@ -391,6 +412,8 @@ mod tests {
             assert_eq!((flow.rx.packets, flow.rx.bytes), (u64::from(n), 100 * u64::from(n)));
             assert_eq!(flow.rx.wire_packets - flow.rx.packets, unfolded.0, "{n}");
             assert_eq!(flow.rx.wire_bytes - flow.rx.bytes, unfolded.1, "{n}");
+            let zero_windows = if n % 5 == 0 { (u64::from(n), 2) } else { (0, 0) };
+            assert_eq!((flow.rx_zero_windows, flow.tx_zero_windows), zero_windows, "{n}");
             assert_eq!(flow.last - flow.first, Duration::from_micros(u64::from(n) * 999), "{n}");
             let standing = kept.standing(at).expect("known");
             assert_eq!((standing.known.container == "even", standing.client), (n % 2 == 0, n % 2 == 0));
@@ -400,7 +423,7 @@ mod tests {
         }
         kept.shrink();
         assert!(kept.known.is_empty() && kept.unfolded.is_empty() && kept.spots.index.is_empty());
-        assert!(kept.index.is_empty());
+        assert!(kept.index.is_empty() && kept.zero_windows.is_empty());
     }
 
     /// The end whose packet was earlier was first, whichever CPU's is told of first.

@@ -169,6 +169,9 @@ pub struct FlowRecord {
     /// TCP flags seen, [`netobs_common::FIRST`] and [`netobs_common::OPENED`].
     pub rx_flags: u8,
     pub tx_flags: u8,
+    /// Packets of TCP with a window of 0, and neither SYN nor RST.
+    pub rx_zero_windows: u64,
+    pub tx_zero_windows: u64,
     /// When its first and its last packet passed, good to some milliseconds.
     pub first: Instant,
     pub last: Instant,

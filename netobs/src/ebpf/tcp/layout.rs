@@ -33,6 +33,7 @@ pub fn layout(btf: &Btf<'_>) -> Result<(TcpLayout, Vec<(Feature, BtfError)>), Bt
 fn connections(btf: &Btf<'_>, layout: &mut TcpLayout) -> Result<(), BtfError> {
     let at = |of: &str, path: &str| btf.member(of, path).map(|member| member.byte_offset());
     layout.sock_family = at("sock_common", "skc_family")?;
+    layout.sock_state = at("sock_common", "skc_state")?;
     layout.sock_daddr = at("sock_common", "skc_daddr")?;
     layout.sock_rcv_saddr = at("sock_common", "skc_rcv_saddr")?;
     layout.sock_dport = at("sock_common", "skc_dport")?;

@@ -27,7 +27,7 @@ use super::{
 use crate::model::{
     FlowEnd,
     snapshot::by_name,
-    tcp::{TcpAmount, TcpConnection, TcpNamespace, TcpSample, TcpSubject, feature},
+    tcp::{TcpAmount, TcpConnection, TcpNamespace, TcpOutcome, TcpSample, TcpSubject, feature},
 };
 
 /// Built from `netobs-ebpf` by `cargo xtask ebpf` and committed; `cargo xtask ebpf --check` proves it.
@@ -295,5 +295,19 @@ pub(crate) fn connection(bytes: &[u8]) -> Option<TcpConnection> {
         handshake_us: (event.handshake_us != 0).then_some(event.handshake_us),
         rtt_us: (event.rtt_us != 0).then_some(event.rtt_us),
         retransmitted: u64::from(event.retransmitted),
+        outcome: outcome(event.flags),
+        reset_sent: event.flags & event_flag::RESET_SENT != 0,
+        reset_received: event.flags & event_flag::RESET_RECEIVED != 0,
     })
+}
+
+fn outcome(flags: u32) -> Option<TcpOutcome> {
+    let outcomes = [
+        (event_flag::ESTABLISHED, TcpOutcome::Established),
+        (event_flag::REFUSED, TcpOutcome::Refused),
+        (event_flag::TIMED_OUT, TcpOutcome::TimedOut),
+        (event_flag::GIVEN_UP, TcpOutcome::GivenUp),
+        (event_flag::FAILED, TcpOutcome::Failed),
+    ];
+    outcomes.into_iter().find(|(flag, _)| flags & flag != 0).map(|(_, outcome)| outcome)
 }

@@ -66,6 +66,37 @@ pub struct TcpConnection {
     pub handshake_us: Option<u32>,
     pub rtt_us: Option<u32>,
     pub retransmitted: u64,
+    /// With `begins` only.
+    pub outcome: Option<TcpOutcome>,
+    /// What this is told for, if for that; it may be told after the end.
+    pub reset_sent: bool,
+    pub reset_received: bool,
+}
+
+/// How the beginning of a connection went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TcpOutcome {
+    Established,
+    /// `ECONNREFUSED`: a reset came, or a message of ICMP.
+    Refused,
+    TimedOut,
+    /// The program itself ended it before there was an answer.
+    GivenUp,
+    /// With any other error.
+    Failed,
+}
+
+impl TcpOutcome {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::GivenUp => "given_up",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What was read at one time.
@@ -192,10 +223,14 @@ impl AddAssign<&TcpCounts> for TcpCounts {
 /// One end of a connection, by its own socket.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct TcpEnd {
+    /// None: not known (yet), as of one that was there before.
+    pub outcome: Option<TcpOutcome>,
     /// The client's: SYN to SYN-ACK. The server's: SYN-ACK to ACK. None: not known.
     pub handshake_seconds: Option<f64>,
     /// The kernel's smoothed figure, as it was last told: when the connection began, sent again, or ended.
     pub rtt_seconds: Option<f64>,
     /// The kernel's count.
     pub retransmitted_segments: u64,
+    /// By its socket. None where the kernel does not let it be known.
+    pub resets: Option<TcpResets>,
 }

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{TcpConnection, TcpCounts, TcpEnd, TcpHealth, TcpNamespace, TcpSample, feature};
+use super::{
+    TcpConnection, TcpCounts, TcpEnd, TcpHealth, TcpNamespace, TcpOutcome, TcpResets, TcpSample, feature,
+};
 use crate::model::{
     snapshot::{ByName, TcpStatus},
     state::{ContainerEntry, State, is_live, shares_namespace},
@@ -57,6 +59,8 @@ struct Connection {
     handshake_us: Option<u32>,
     rtt_us: Option<u32>,
     retransmitted: u64,
+    outcome: Option<TcpOutcome>,
+    resets: TcpResets,
     ended: bool,
     at: Instant,
 }
@@ -218,7 +222,7 @@ impl State {
                 namespaces.entry(id).or_default().push(namespace);
             }
         }
-        TcpEnds { tcp, namespaces }
+        TcpEnds { tcp, namespaces, has_resets: !self.degraded.contains_key(feature::RESETS) }
     }
 }
 
@@ -226,6 +230,7 @@ impl State {
 pub(in crate::model) struct TcpEnds<'a> {
     tcp: Option<&'a TcpState>,
     namespaces: HashMap<&'a str, Vec<TcpNamespace>>,
+    has_resets: bool,
 }
 
 impl TcpEnds<'_> {
@@ -236,10 +241,31 @@ impl TcpEnds<'_> {
         let connection = namespaces.find_map(|namespace| connections.get(&(*namespace, local, remote)))?;
         let seconds = |us: Option<u32>| us.map(|us| Duration::from_micros(u64::from(us)).as_secs_f64());
         Some(TcpEnd {
+            outcome: connection.outcome,
             handshake_seconds: seconds(connection.handshake_us),
             rtt_seconds: seconds(connection.rtt_us),
             retransmitted_segments: connection.retransmitted,
+            resets: self.has_resets.then_some(connection.resets),
         })
+    }
+}
+
+impl Connection {
+    const fn new(now: Instant) -> Self {
+        Self {
+            handshake_us: None,
+            rtt_us: None,
+            retransmitted: 0,
+            outcome: None,
+            resets: TcpResets { sent: 0, received: 0 },
+            ended: false,
+            at: now,
+        }
+    }
+
+    /// Told of before it was known how it went: a SYN that was sent again, a reset that answered it.
+    const fn is_connecting(&self) -> bool {
+        self.outcome.is_none() && !self.ended
     }
 }
 
@@ -250,14 +276,22 @@ impl TcpState {
             self.unlisted_connections += 1;
             return;
         }
-        let new = || Connection { handshake_us: None, rtt_us: None, retransmitted: 0, ended: false, at: now };
+        let new = || Connection::new(now);
         let connection = self.connections.entry(key).or_insert_with(new);
-        if told.begins || connection.ended {
+        let is_another = if told.begins {
+            !connection.is_connecting()
+        } else {
+            connection.ended && !(told.reset_sent || told.reset_received)
+        };
+        if is_another {
             *connection = new();
         }
         connection.handshake_us = told.handshake_us.or(connection.handshake_us);
         connection.rtt_us = told.rtt_us.or(connection.rtt_us);
         connection.retransmitted = told.retransmitted;
+        connection.outcome = told.outcome.or(connection.outcome);
+        connection.resets.sent += u64::from(told.reset_sent);
+        connection.resets.received += u64::from(told.reset_received);
         connection.ended = told.ends;
         connection.at = now;
     }

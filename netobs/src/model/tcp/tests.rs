@@ -1,4 +1,7 @@
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant, SystemTime},
+};
 
 use super::*;
 use crate::model::{ContainerInfo, ContainerState, Namespace, State, Update};
@@ -151,19 +154,33 @@ fn what_nobody_owns_is_forgotten() {
     assert_eq!(world.connects(63), [Some(0)]);
 }
 
+const fn end(port: u16) -> FlowEnd {
+    FlowEnd { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), port }
+}
+
+/// Of a connection, without anything that is told.
+const NOTHING: TcpConnection = TcpConnection {
+    namespace: TcpNamespace { inode: INODE, cookie: 7 },
+    local: end(1),
+    remote: end(2),
+    begins: false,
+    ends: false,
+    handshake_us: None,
+    rtt_us: None,
+    retransmitted: 0,
+    outcome: None,
+    reset_sent: false,
+    reset_received: false,
+};
+
 #[test]
 fn the_newest_of_a_connection_counts() {
-    let end = |port| FlowEnd { address: "10.0.0.1".parse().expect("an address"), port };
-    let namespace = TcpNamespace { inode: INODE, cookie: 7 };
     let told = |begins, ends, handshake_us, retransmitted| TcpConnection {
-        namespace,
-        local: end(1),
-        remote: end(2),
         begins,
         ends,
         handshake_us,
-        rtt_us: None,
         retransmitted,
+        ..NOTHING
     };
     let mut world = World::new();
     world.container(0, "a", "", Some((INODE, false)));
@@ -183,4 +200,51 @@ fn the_newest_of_a_connection_counts() {
     assert!(world.state.tcp_ends().get("a", end(1), end(2)).is_some());
     world.state.expire(world.at(4) + Duration::from_secs(30));
     assert!(world.state.tcp_ends().get("a", end(1), end(2)).is_none(), "there is no such flow");
+}
+
+/// In the order in which the kernel does it; each is told after another connection of the same ends.
+#[test]
+fn how_it_went_and_its_resets_are_its_own() {
+    const SENT: TcpResets = TcpResets { sent: 1, received: 0 };
+    const RECEIVED: TcpResets = TcpResets { sent: 0, received: 1 };
+    const NONE: TcpResets = TcpResets { sent: 0, received: 0 };
+    let begins = |outcome| TcpConnection { begins: true, outcome: Some(outcome), ..NOTHING };
+    let fails = |outcome| TcpConnection { ends: true, ..begins(outcome) };
+    let ends = TcpConnection { ends: true, ..NOTHING };
+    let sent = TcpConnection { reset_sent: true, ..ends };
+    let received = TcpConnection { reset_received: true, ..NOTHING };
+    let answered = TcpConnection { begins: true, ..received };
+    let again = TcpConnection { retransmitted: 1, ..NOTHING };
+    let established = begins(TcpOutcome::Established);
+    let mut world = World::new();
+    world.container(0, "a", "", Some((INODE, false)));
+    world.tell(0, &[connects(INODE, 7, 1)]);
+    let mut second = 0;
+    for (told, outcome, resets) in [
+        (vec![established], TcpOutcome::Established, NONE),
+        // Closed, then reset.
+        (vec![ends, sent], TcpOutcome::Established, SENT),
+        (vec![established, received, ends], TcpOutcome::Established, RECEIVED),
+        (vec![answered, fails(TcpOutcome::Refused)], TcpOutcome::Refused, RECEIVED),
+        (vec![again, answered, fails(TcpOutcome::Refused)], TcpOutcome::Refused, RECEIVED),
+        (vec![again, fails(TcpOutcome::TimedOut)], TcpOutcome::TimedOut, NONE),
+        (vec![fails(TcpOutcome::GivenUp)], TcpOutcome::GivenUp, NONE),
+        (vec![again, established, ends], TcpOutcome::Established, NONE),
+        (vec![established, ends, sent], TcpOutcome::Established, SENT),
+        // One that was told of in part: its end is missing.
+        (vec![established], TcpOutcome::Established, NONE),
+        (vec![fails(TcpOutcome::Failed)], TcpOutcome::Failed, NONE),
+    ] {
+        second += 1;
+        let now = world.at(second);
+        let sample = TcpSample { connections: told.clone(), ..TcpSample::default() };
+        world.state.apply(Update::Tcp(Box::new(sample)), now);
+        let end = world.state.tcp_ends().get("a", end(1), end(2)).expect("an end");
+        assert_eq!((end.outcome, end.resets), (Some(outcome), Some(resets)), "{told:?}");
+    }
+    let degraded = Update::Degraded { feature: feature::RESETS, why: "no tracepoint".to_owned() };
+    let now = world.at(second + 1);
+    world.state.apply(degraded, now);
+    let end = world.state.tcp_ends().get("a", end(1), end(2)).expect("an end");
+    assert_eq!((end.outcome, end.resets), (Some(TcpOutcome::Failed), None));
 }

@@ -6,7 +6,7 @@ use crate::{
     model::{
         FlowCount,
         conversation::{Conversation, ConversationEnd, Conversations},
-        tcp::TcpEnd,
+        tcp::{TcpEnd, TcpOutcome},
     },
     output::csv::write_cells,
 };
@@ -48,6 +48,15 @@ const COLUMNS: &[(&str, Cell)] = &[
     ("server_retransmitted_segments", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.retransmitted_segments))),
     ("client_service", |flow| flow.client.service.clone().unwrap_or_default()),
     ("server_service", |flow| flow.server.service.clone().unwrap_or_default()),
+    ("reset_by", |flow| flow.reset_by.map_or("", |by| by.name()).to_owned()),
+    ("client_outcome", |flow| of_tcp(flow.client_tcp, |tcp| tcp.outcome.map(TcpOutcome::name))),
+    ("server_outcome", |flow| of_tcp(flow.server_tcp, |tcp| tcp.outcome.map(TcpOutcome::name))),
+    ("client_resets_sent", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.resets?.sent))),
+    ("client_resets_received", |flow| of_tcp(flow.client_tcp, |tcp| Some(tcp.resets?.received))),
+    ("server_resets_sent", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.resets?.sent))),
+    ("server_resets_received", |flow| of_tcp(flow.server_tcp, |tcp| Some(tcp.resets?.received))),
+    ("client_zero_windows", |flow| known(flow.client_zero_windows)),
+    ("server_zero_windows", |flow| known(flow.server_zero_windows)),
 ];
 
 /// With a header.
@@ -69,7 +78,11 @@ fn port(end: &ConversationEnd) -> String {
 }
 
 fn of_tcp<T: ToString>(end: Option<TcpEnd>, part: fn(TcpEnd) -> Option<T>) -> String {
-    end.and_then(part).map(|part| part.to_string()).unwrap_or_default()
+    known(end.and_then(part))
+}
+
+fn known<T: ToString>(part: Option<T>) -> String {
+    part.map(|part| part.to_string()).unwrap_or_default()
 }
 
 fn count(count: Option<FlowCount>, part: fn(FlowCount) -> u64) -> String {

@@ -4,13 +4,14 @@ use std::time::SystemTime;
 
 use crate::{
     model::{
-        conversation::{Conversation, ConversationEnd, Conversations},
-        tcp::TcpEnd,
+        conversation::{Conversation, ConversationEnd, Conversations, ResetBy},
+        flow::End,
+        tcp::{TcpEnd, TcpOutcome},
     },
     output::format::{bytes, escape, grouped, pad, width},
 };
 
-pub const HEADER: [&str; 15] = [
+pub const HEADER: [&str; 16] = [
     "CLIENT",
     "SERVER",
     "PROTO",
@@ -26,6 +27,7 @@ pub const HEADER: [&str; 15] = [
     "HANDSHAKE",
     "RTT",
     "RETRANS",
+    "0-WIN",
 ];
 /// Columns with text, on the left.
 const TEXT_COLUMNS: usize = 6;
@@ -68,7 +70,7 @@ pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         },
         flow.class.map_or("-", |class| class.name()).to_owned(),
         flow.network.as_deref().map_or_else(|| "-".to_owned(), escape),
-        flow.state.name().to_owned(),
+        state(flow).to_owned(),
         format!("{:.1} s", age.as_secs_f64()),
         grouped(to_server.packets),
         bytes(to_server.bytes),
@@ -79,7 +81,19 @@ pub fn row(flow: &Conversation, now: SystemTime) -> [String; HEADER.len()] {
         of_tcp(flow, |tcp| milliseconds(tcp.handshake_seconds?)),
         of_tcp(flow, |tcp| milliseconds(tcp.rtt_seconds?)),
         retransmitted(flow).map_or_else(|| "-".to_owned(), grouped),
+        zero_windows(flow).map_or_else(|| "-".to_owned(), grouped),
     ]
+}
+
+/// Of a connection that never came to be, why; of one that was reset, which way, as packets and bytes have theirs.
+fn state(flow: &Conversation) -> &'static str {
+    match (flow.outcome(), flow.state, flow.reset_by) {
+        (Some(failed), ..) if failed != TcpOutcome::Established => failed.name(),
+        (_, End::Reset, Some(ResetBy::Client)) => "reset →",
+        (_, End::Reset, Some(ResetBy::Server)) => "reset ←",
+        (_, End::Reset, Some(ResetBy::Both)) => "reset ↔",
+        (_, state, _) => state.name(),
+    }
 }
 
 /// Of one end, if there is anything to tell.
@@ -97,6 +111,11 @@ fn retransmitted(flow: &Conversation) -> Option<u64> {
     let ends = [flow.client_tcp, flow.server_tcp];
     let known = ends.into_iter().flatten().map(|tcp| tcp.retransmitted_segments);
     known.reduce(|sum, more| sum + more)
+}
+
+/// By both ends.
+fn zero_windows(flow: &Conversation) -> Option<u64> {
+    Some(flow.client_zero_windows? + flow.server_zero_windows?)
 }
 
 /// The name, its own or the service's, or else the address; with the port where there is one.

@@ -5,10 +5,10 @@ use crate::{
     model::{
         FlowCount,
         class::Class,
-        conversation::{Conversation, ConversationEnd, Icmp, VERSION},
+        conversation::{Conversation, ConversationEnd, Icmp, ResetBy, VERSION},
         edge::EdgeCount,
         flow::End,
-        tcp::TcpEnd,
+        tcp::{TcpEnd, TcpOutcome, TcpResets},
     },
     output::{fixture::HOSTILE, format::visible, schema},
 };
@@ -33,18 +33,29 @@ pub fn conversations() -> Conversations {
         class: Some(Class::SameNetwork),
         network: Some(HOSTILE.into()),
         state: End::Closed,
+        reset_by: None,
         first: time - Duration::from_millis(1500),
         last: time - Duration::from_secs(1),
         client_flags: "FIN,SYN,ACK".into(),
         server_flags: "FIN,SYN,ACK".into(),
         to_server: EdgeCount { sent: count(12), received: count(10) },
         to_client: EdgeCount { sent: count(7), received: count(6) },
+        client_zero_windows: Some(5),
+        server_zero_windows: Some(6),
         client_tcp: Some(TcpEnd {
+            outcome: Some(TcpOutcome::Established),
             handshake_seconds: Some(0.0015),
             rtt_seconds: Some(0.002_25),
             retransmitted_segments: 3,
+            resets: Some(TcpResets { sent: 0, received: 2 }),
         }),
-        server_tcp: Some(TcpEnd { handshake_seconds: None, rtt_seconds: None, retransmitted_segments: 1 }),
+        server_tcp: Some(TcpEnd {
+            outcome: None,
+            handshake_seconds: None,
+            rtt_seconds: None,
+            retransmitted_segments: 1,
+            resets: None,
+        }),
     };
     let ping = Conversation {
         client: end(Some("web"), "fd00::2", None),
@@ -56,6 +67,8 @@ pub fn conversations() -> Conversations {
         state: End::Open,
         to_server: EdgeCount { sent: count(3), received: None },
         to_client: EdgeCount { sent: None, received: count(3) },
+        client_zero_windows: None,
+        server_zero_windows: None,
         client_tcp: None,
         server_tcp: None,
         ..tcp.clone()
@@ -75,10 +88,45 @@ fn a_line_a_conversation() {
         assert!(lines[1].contains(word), "{word}: {text}");
     }
     let words: Vec<&str> = lines[1].split_whitespace().rev().collect();
-    assert_eq!((words[0], words[5]), ("4", "3"), "three and one sent again, two and one lost: {text}");
+    assert_eq!((words[1], words[6]), ("4", "3"), "three and one sent again, two and one lost: {text}");
+    assert_eq!(words[0], "11", "of both: {text}");
     assert!(lines[2].contains("icmpv6 128/0") && lines[2].trim_end().ends_with('-'), "{text}");
     assert!(lines[3].contains("[2001:db8::1]:50000"), "{text}");
     assert!(lines[4].contains('4') && lines[5].contains('2'), "{text}");
+}
+
+/// What the state of the first is.
+fn state(all: &Conversations) -> String {
+    let text = table(all);
+    let (header, line) = (text.lines().next().expect("a header"), text.lines().nth(1).expect("a line"));
+    let at = header.find("STATE").expect("a column");
+    // Columns are apart by two blanks.
+    line.chars().skip(at).collect::<String>().split("  ").next().expect("a cell").to_owned()
+}
+
+#[test]
+fn the_state_says_why_there_is_no_connection_and_who_has_reset_it() {
+    let mut all = conversations();
+    all.flows.truncate(1);
+    all.flows[0].client.container = Some("web".to_owned());
+    all.flows[0].network = None;
+    assert_eq!(state(&all), "closed");
+    all.flows[0].state = End::Reset;
+    for (by, shown) in
+        [(ResetBy::Client, "reset →"), (ResetBy::Server, "reset ←"), (ResetBy::Both, "reset ↔")]
+    {
+        all.flows[0].reset_by = Some(by);
+        assert_eq!(state(&all), shown);
+    }
+    for (outcome, shown) in [
+        (TcpOutcome::Refused, "refused"),
+        (TcpOutcome::TimedOut, "timed_out"),
+        (TcpOutcome::GivenUp, "given_up"),
+        (TcpOutcome::Failed, "failed"),
+    ] {
+        all.flows[0].client_tcp.as_mut().expect("its end").outcome = Some(outcome);
+        assert_eq!(state(&all), shown);
+    }
 }
 
 #[test]
@@ -91,7 +139,9 @@ fn a_service_has_its_name() {
     csv(&mut bytes, &all).expect("CSV");
     let text = String::from_utf8(bytes).expect("UTF-8");
     let last: Vec<&str> = text.lines().last().expect("a row").rsplit(',').collect();
-    assert_eq!((last[1], last[0]), ("shop/web", ""), "{text}");
+    let header: Vec<&str> = text.lines().next().expect("a header").rsplit(',').collect();
+    let cell = |name: &str| last[header.iter().position(|column| *column == name).expect(name)];
+    assert_eq!((cell("client_service"), cell("server_service")), ("shop/web", ""), "{text}");
 }
 
 #[test]
@@ -124,5 +174,18 @@ fn csv_has_a_row_for_each() {
         (cell(1, "to_server_received_packets"), cell(1, "icmp_type")),
         (String::new(), "128".to_owned())
     );
+    assert_eq!(
+        (cell(0, "client_zero_windows"), cell(0, "server_zero_windows")),
+        ("5".to_owned(), "6".to_owned())
+    );
+    assert_eq!(cell(1, "client_zero_windows"), "", "it is no TCP");
     assert_eq!(cell(2, "client_address"), "2001:db8::1");
+    assert_eq!(
+        (cell(0, "client_outcome"), cell(0, "server_outcome")),
+        ("established".to_owned(), String::new())
+    );
+    assert_eq!(
+        (cell(0, "client_resets_received"), cell(0, "server_resets_sent")),
+        ("2".to_owned(), String::new())
+    );
 }

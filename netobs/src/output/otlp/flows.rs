@@ -181,6 +181,8 @@ fn record(
     attributes.push(number("netobs.flow.packets", packets));
     attributes.push(number("netobs.flow.bytes", bytes));
     attributes.push(text("netobs.flow.state", flow.state.name().to_owned()));
+    attributes.extend(flow.reset_by.map(|by| text("netobs.flow.reset_by", by.name().to_owned())));
+    attributes.extend(flow.outcome().map(|outcome| text("netobs.flow.outcome", outcome.name().to_owned())));
     attributes.push(number("netobs.flow.first_unix_nano", unix_nanos(flow.first)));
     attributes.push(number("netobs.flow.last_unix_nano", unix_nanos(flow.last)));
     attributes.extend(flow.class.map(Class::name).map(|class| text("netobs.class", class.to_owned())));

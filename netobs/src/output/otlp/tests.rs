@@ -257,6 +257,8 @@ fn records_add_up_to_the_flow() {
     );
     assert_eq!((tcp["network.transport"].as_str(), tcp["network.type"].as_str()), ("tcp", "ipv4"));
     assert_eq!((tcp["netobs.flow.state"].as_str(), tcp["netobs.flow.client"].as_str()), ("closed", "source"));
+    assert_eq!(tcp["netobs.flow.outcome"], "established");
+    assert!(!tcp.contains_key("netobs.flow.reset_by"), "{tcp:?}");
     assert_eq!(number_of(&first[0], "netobs.flow.packets"), 12, "as sent");
     assert_eq!(number_of(&first[1], "netobs.flow.bytes"), 700);
     let ping = shown(&first[3].attributes);
