@@ -11,6 +11,7 @@ pub mod drops;
 mod events;
 mod flows;
 mod hooks;
+mod left_out;
 mod log;
 mod mapping;
 mod object;

@@ -11,7 +11,7 @@ use aya::{
 };
 use netobs_common::drops::{DropCount, DropHeader, MAX_DROP_SNAPLEN};
 
-use super::{DropsError, Loaded, Names, Sizes, TRACEPOINT, Totals, load, program, recursion_misses};
+use super::{DropsError, Loaded, Names, Sizes, TRACEPOINT, Totals, left_out, load, program};
 use crate::{ebpf::wait_for_programs, model::drops::DropEvent};
 
 const PROGRAM: &str = "netobs_each";
@@ -97,7 +97,7 @@ impl EachDrop {
         let sum = self.totals.read();
         let events = sum.seen.iter().sum::<u64>().saturating_sub(sum.hidden.iter().sum());
         let lost = sum.lost.iter().sum();
-        let recursion = self.ebpf.as_ref().map_or(self.recursion, |ebpf| recursion_misses(ebpf, PROGRAM));
+        let recursion = self.ebpf.as_ref().map_or(self.recursion, |ebpf| left_out::runs(ebpf, PROGRAM));
         DropCounts { events, delivered: events.saturating_sub(lost), lost, recursion }
     }
 

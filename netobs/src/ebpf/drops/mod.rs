@@ -8,7 +8,7 @@ mod places;
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
 };
@@ -23,9 +23,9 @@ use netobs_common::drops::{DropCount, DropKey, DropTotals, KernelLayout, MAX_PLA
 pub use self::each::{DropCounts, DropRecord, DropRing, EachDrop, EachOptions};
 use self::{layout::Reasons, names::Names};
 use super::{
-    attach::bpf,
     batch::Plain,
     btf::{Btf, BtfError},
+    left_out,
     mapping::Mapping,
     table::{Amount, Table},
 };
@@ -132,7 +132,7 @@ impl Drops {
         let by_reason = self.by_reason(&sum);
         let [full, busy] = sum.lost;
         let lost =
-            by_name([("full", full), ("busy", busy), ("recursion", recursion_misses(&self.ebpf, PROGRAM))]);
+            by_name([("full", full), ("busy", busy), ("recursion", left_out::runs(&self.ebpf, PROGRAM))]);
         Ok(DropSample { events, by_reason, lost, ..DropSample::default() })
     }
 
@@ -179,29 +179,6 @@ impl Totals {
         let (seen, hidden) = by_reason.split_at(REASONS);
         Sum { seen: seen.to_vec(), hidden: hidden.to_vec(), lost: std::array::from_fn(|cause| lost[cause]) }
     }
-}
-
-/// Times that the kernel left the program out because it ran already on that CPU (since 6.1).
-fn recursion_misses(ebpf: &Ebpf, program: &str) -> u64 {
-    /// Of `struct bpf_prog_info`.
-    const RECURSION_MISSES: usize = 208 / 8;
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-    #[repr(C)]
-    struct GetInfo {
-        fd: u32,
-        len: u32,
-        info: u64,
-    }
-    let Some(fd) = ebpf.program(program).and_then(|program| program.fd().ok()) else { return 0 };
-    let mut info = [0u64; RECURSION_MISSES + 1];
-    let mut get = GetInfo {
-        fd: fd.as_fd().as_raw_fd().cast_unsigned(),
-        len: u32::try_from(size_of_val(&info)).unwrap_or_default(),
-        info: info.as_mut_ptr() as u64,
-    };
-    // A kernel that does not tell leaves it 0.
-    let _ = bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get);
-    info[RECURSION_MISSES]
 }
 
 /// What the object's maps and globals are made for: counting by kind, or telling of each.

@@ -21,6 +21,7 @@ use netobs_common::tcp::{TcpCount, TcpEvent, TcpKey, TcpLayout, TcpTotals, cell,
 use super::{
     batch::Plain,
     btf::{Btf, BtfError},
+    left_out,
     mapping::Mapping,
     table::{Amount, Table},
 };
@@ -129,7 +130,7 @@ pub struct Tcp {
     seen: u64,
     /// What cannot be had, and why.
     pub degraded: BTreeMap<Feature, String>,
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
 }
 
 impl Tcp {
@@ -168,7 +169,7 @@ impl Tcp {
         let features: BTreeSet<Feature> = PROGRAMS.iter().map(|(_, _, feature)| *feature).collect();
         match first_error {
             Some(error) if degraded.len() == features.len() => Err(error),
-            _ => Ok(Self { table, totals, cpus, ring, seen: 0, degraded, _ebpf: ebpf }),
+            _ => Ok(Self { table, totals, cpus, ring, seen: 0, degraded, ebpf }),
         }
     }
 
@@ -183,6 +184,7 @@ impl Tcp {
             amounts = self.table.drain()?;
             self.seen = events;
         }
+        let recursion = PROGRAMS.iter().map(|(program, ..)| left_out::runs(&self.ebpf, program)).sum();
         let mut connections = Vec::new();
         while let Some(event) = self.ring.next() {
             connections.extend(connection(&event));
@@ -195,6 +197,7 @@ impl Tcp {
                 ("busy", lost_busy),
                 ("start", lost_start),
                 ("flow", lost_flow),
+                ("recursion", recursion),
             ]),
         })
     }
