@@ -424,6 +424,28 @@ fn why_packets_are_in_no_flow() {
     });
 }
 
+/// What has overflowed is in the sums when it is read: every `--flow-interval`.
+#[test]
+fn what_overflows_is_read_at_the_interval() {
+    let took = ["200ms", "15s"].map(|interval| {
+        let world = bridged(2);
+        let watch = Watch::start(
+            Some(&world.host),
+            &["--no-engine", "--grace=60s", "--max-flows=64", &format!("--flow-interval={interval}")],
+        );
+        watch.container(world.name(0));
+        watch.container(world.name(1));
+        send_frames(&world, 1000, |from, to, n| frame(from, to, None, (1000 + n, 9), 0));
+        let sent = std::time::Instant::now();
+        let a = assert_accounted(&watch, world.name(0));
+        assert!(number(&a, "tx.unflowed.packets") < 1000, "some found room: {a}");
+        sent.elapsed()
+    });
+    println!("{took:?}");
+    // However long it takes until both containers are known: some of the 15 s are left.
+    assert!(took[1] > took[0] + Duration::from_secs(2), "{took:?}");
+}
+
 /// A flow is open while packets come, and idle when none has come for `--flow-idle`.
 #[test]
 fn a_flow_without_packets_is_idle() {
