@@ -41,11 +41,13 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")
 }
 
-/// The wish that the process ends, by SIGTERM or SIGINT. To be made before anything is attached: without it
-/// they end the process at once, and filters stay behind.
+/// The wish that the process ends, by SIGTERM, SIGINT or SIGHUP (its terminal has gone). To be made before anything is
+/// attached: without it they end the process at once, and filters stay behind.
 pub struct Ending {
     terminate: Signal,
     interrupt: Signal,
+    /// None where it is ignored, as by `nohup`, and is to be.
+    hangup: Option<Signal>,
 }
 
 impl Ending {
@@ -54,7 +56,11 @@ impl Ending {
     /// # Errors
     /// When the process is out of descriptors.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) },
+        })
     }
 
     /// Returns when it is wished, or has been since [`Self::new`].
@@ -62,7 +68,17 @@ impl Ending {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            Some(()) = async { self.hangup.as_mut()?.recv().await } => {}
         }
+    }
+}
+
+fn is_hangup_ignored() -> bool {
+    // SAFETY: all zero is a valid sigaction; without a new one the kernel only tells the one that there is.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
@@ -136,8 +137,16 @@ impl Watch {
 
     /// Ends it as a service manager does; how it ended and how long that took.
     pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+        self.end_by(Signal::SIGTERM)
+    }
+
+    /// The same by a signal.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn end_by(&mut self, by: Signal) -> (ExitStatus, Duration) {
         let start = Instant::now();
-        signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        signal(self.pid(), by);
         (self.child.wait().expect("wait for netobs"), start.elapsed())
     }
 
@@ -158,7 +167,7 @@ impl Drop for Watch {
 
 /// # Panics
 /// If there is no such process.
-pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
     nix::sys::signal::kill(pid, signal).expect("signal a process");
 }
@@ -268,7 +277,7 @@ impl Agent {
     /// Ends it as a service manager does; how it ended and how long that took.
     pub fn terminate(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
-        signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        signal(self.pid(), Signal::SIGTERM);
         (self.child.wait().expect("wait for netobs"), start.elapsed())
     }
 

@@ -277,6 +277,24 @@ fn what_is_not_needed_is_given_up() {
         }
     };
     given_up(&["--no-engine"], &NEEDED);
+    for command in
+        ["watch --standalone --output json", "flows --output json", "drops", "topology --watch", "trace"]
+    {
+        let mut process = program::netobs(None);
+        process.args(command.split(' ')).arg("--no-engine").stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = netobs_tests::netns::die_with_parent(&mut process).spawn().expect("start netobs");
+        let kept = bits(&NEEDED);
+        wait_for(command, LOADED, || {
+            let statuses = statuses(child.id());
+            let sets = |status: &HashMap<String, String>| {
+                ["CapPrm", "CapEff", "CapBnd"].iter().all(|set| status[*set] == kept)
+                    && status["NoNewPrivs"] == "1"
+            };
+            if statuses.iter().all(sets) { Ok(()) } else { Err(format!("{statuses:?}")) }
+        });
+        program::signal(child.id(), nix::sys::signal::Signal::SIGTERM);
+        child.wait().expect("its end");
+    }
     let file = std::env::temp_dir().join(unique("web.yml"));
     std::fs::write(&file, "{}").expect("write");
     let path = file.to_str().expect("UTF-8");

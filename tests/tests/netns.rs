@@ -21,6 +21,7 @@ use netobs_tests::{
     program::{Agent, LIMIT, Watch, number},
     traffic, wait_for,
 };
+use nix::sys::signal::Signal;
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
@@ -333,7 +334,7 @@ fn the_programs_log_when_asked_and_only_then() {
         netobs_tests::program::signal(
             // nsenter has become the program.
             child.id(),
-            nix::sys::signal::Signal::SIGTERM,
+            Signal::SIGTERM,
         );
         drop(lines);
         let output = child.wait_with_output().expect("its end");
@@ -476,10 +477,9 @@ fn crowded_world() -> World {
 }
 
 fn assert_nothing_is_left(host: &Netns) {
-    for name in ["veth0", "veth1", BRIDGE, "x1", "y1", "x100", "y100"] {
-        let left = filters(host, name);
-        assert!(!left.contains("netobs"), "{name}: {left}");
-    }
+    let left = host.sh("for name in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do
+             tc filter show dev $name ingress; tc filter show dev $name egress; done");
+    assert!(!left.contains("netobs"), "{left}");
 }
 
 #[test]
@@ -515,6 +515,32 @@ fn sigterm_while_it_starts_leaves_nothing() {
     });
     let (status, _) = agent.terminate();
     assert!(status.success(), "{status}");
+    assert_nothing_is_left(&world.host);
+}
+
+/// As when its terminal is closed; but not where that is to be ignored.
+#[test]
+fn sighup_detaches_everything_too() {
+    let world = World::new(2);
+    let attached = || {
+        wait_for("filters", LIMIT, || {
+            let there = filters(&world.host, "veth1");
+            if there.contains("netobs") { Ok(()) } else { Err(there) }
+        });
+    };
+    let mut watch = watch(&world);
+    attached();
+    assert!(watch.end_by(Signal::SIGHUP).0.success());
+    assert_nothing_is_left(&world.host);
+    let mut command = world.host.command("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(netobs_tests::program::binary());
+    let mut agent = Agent::start_by(command, 9810, &["--no-engine"]);
+    attached();
+    netobs_tests::program::signal(agent.pid(), Signal::SIGHUP);
+    wait_for("an answer", LIMIT, || {
+        world.host.run(move || http::get(9810, "/healthz")).map_err(|error| error.to_string())
+    });
+    assert!(agent.terminate().0.success());
     assert_nothing_is_left(&world.host);
 }
 

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::{apt::Suites, process::target};
 
@@ -16,8 +16,9 @@ pub const KERNELS: [(&str, &str); 4] = [
     ("6.1", "bookworm"),
     ("6.12", "bookworm-backports"),
     // Whatever is the newest now.
-    ("newest", "trixie-backports"),
+    (NEWEST, "trixie-backports"),
 ];
+const NEWEST: &str = "newest";
 
 /// Depends on the suite's kernel for virtual machines, whatever its version is now.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
@@ -63,6 +64,8 @@ impl Kernel {
             .find_map(|place| fs::read_dir(folder.join(place)).ok()?.next()?.ok())
             .context("no modules")?;
         let version = modules.file_name().to_string_lossy().into_owned();
+        let is_it = label == NEWEST || version.starts_with(&format!("{label}."));
+        ensure!(is_it, "{version} is no {label}");
         let modules = modules.path();
         let image = [folder.join("boot").join(format!("vmlinuz-{version}")), modules.join("vmlinuz")]
             .into_iter()
