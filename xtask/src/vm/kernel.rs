@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Mutex,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -42,6 +43,9 @@ impl Kernel {
     /// The one that is kept, else the distribution's newest of this suite. Removing its folder below
     /// target/vm gets a newer one.
     pub fn get(label: &'static str, suite: &str) -> anyhow::Result<Self> {
+        // Two of these may run at the same time.
+        static GETTING: Mutex<()> = Mutex::new(());
+        let _getting = GETTING.lock();
         let folder = target().join("vm").join(label);
         let kept = folder.join("kernel");
         if !kept.exists() {

@@ -84,21 +84,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// What is run where nothing else is asked for: all on one kernel, and what the others have.
+    /// What is run where nothing else is asked for: the matrix, and all else on one kernel.
     pub fn usual() -> [Self; 2] {
-        let others = KERNELS.iter().map(|(label, _)| (*label).to_owned());
-        [
-            Self {
-                kernels: vec![USUAL_KERNEL.to_owned()],
-                tests: TESTS.map(str::to_owned).to_vec(),
-                filter: Vec::new(),
-            },
-            Self {
-                kernels: others.filter(|label| label != USUAL_KERNEL).collect(),
-                tests: vec![MATRIX.to_owned()],
-                filter: Vec::new(),
-            },
-        ]
+        let run = |kernel: &str, is_wanted: fn(&&str) -> bool| Self {
+            kernels: vec![kernel.to_owned()],
+            tests: TESTS.into_iter().filter(is_wanted).map(str::to_owned).collect(),
+            filter: Vec::new(),
+        };
+        [run(ALL, |test| *test == MATRIX), run(USUAL_KERNEL, |test| *test != MATRIX)]
     }
 }
 
@@ -178,7 +171,7 @@ fn run_on(
     let kernel = Kernel::get(label, suite)?;
     println!("{label}: booting {}", kernel.version);
     let initramfs = guest.initramfs(&kernel)?;
-    let log = folder.join(format!("{label}.log"));
+    let log = folder.join(format!("{label}-{}.log", tests.join("-")));
     let start = Instant::now();
     let end = machine::boot(&kernel.image, &initramfs, &log, LIMIT)?;
     let seconds = start.elapsed().as_secs();
