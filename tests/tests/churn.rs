@@ -159,6 +159,9 @@ fn churn(mode: &str, batch: Batch, batches: usize) {
             "500ms",
             "--flow-idle",
             "1s",
+            // Nor is what is kept of cells, which is taken page by page as they are used: few, so that all soon are.
+            "--max-flows",
+            "4096",
             "--attach",
             mode,
             "--max-interfaces",
