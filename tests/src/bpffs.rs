@@ -1,7 +1,7 @@
 //! A place to pin at, and the commands that have to do with it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -23,6 +23,11 @@ impl Bpffs {
         mount(Some("bpffs"), folder.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .expect("mount bpffs");
         Self(folder)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// As `--pin-folder` has it.

@@ -7,13 +7,13 @@ use std::{
 };
 
 use netobs_tests::{
+    bpffs::Bpffs,
     docker::{self, Container, docker},
     http,
     program::{LIMIT, LOADED, free_port},
     prometheus::sample,
     unique, wait_for,
 };
-use nix::mount::{MsFlags, mount, umount};
 
 /// What runs netobs needs to be no larger.
 const MAX_BYTES: u64 = 15_000_000;
@@ -25,28 +25,6 @@ fn image(test: &str) -> Option<String> {
         netobs_tests::skip(test, "no image: `cargo xtask image` builds it, NETOBS_IMAGE names it");
     }
     tag.filter(|_| docker::available(test))
-}
-
-/// A BPF filesystem of the test's own, where the engine sees it.
-struct Bpffs(tempfile::TempDir);
-
-impl Bpffs {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        mount(Some("bpffs"), folder.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .expect("mount bpffs");
-        Self(folder)
-    }
-
-    fn path(&self) -> String {
-        self.0.path().display().to_string()
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = umount(self.0.path());
-    }
 }
 
 /// A container of netobs, removed with the value.
@@ -71,7 +49,7 @@ impl Netobs {
         let host = std::env::var("DOCKER_HOST").unwrap_or_default();
         let socket = host.strip_prefix("unix://").unwrap_or("/var/run/docker.sock");
         let volumes = [
-            format!("--volume={}:/sys/fs/bpf", bpffs.path()),
+            format!("--volume={}:/sys/fs/bpf", bpffs.path().display()),
             format!("--volume={socket}:/var/run/docker.sock:ro"),
         ];
         let options = [
@@ -150,7 +128,7 @@ fn counts_what_a_container_sends() {
         other => Err(format!("{other}")),
     });
     drop(again);
-    let pins = bpffs.0.path().join("netobs");
+    let pins = bpffs.folder();
     assert!(pins.exists());
     Netobs::cleanup(&image, &bpffs);
     assert!(!pins.exists());
@@ -174,7 +152,7 @@ impl Project {
             let text = text
                 .replace("9810", &ports[0].to_string())
                 .replace("9090", &ports[1].to_string())
-                .replace("- /sys/fs/bpf:", &format!("- {}:", bpffs.path()))
+                .replace("- /sys/fs/bpf:", &format!("- {}:", bpffs.path().display()))
                 .replace("scrape_interval: 15s", "scrape_interval: 1s");
             fs::write(to, text).expect("write");
         }

@@ -1,13 +1,12 @@
 //! What a collector gets is what the kernel has counted; a collector in trouble costs no more than what waits for it.
 
 use std::{
-    fs,
     net::{SocketAddr, UdpSocket},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use netobs_tests::{
+    bpffs::Bpffs,
     bridged::Bridged,
     collector::{Collector, Mood, Point, Record},
     http,
@@ -17,7 +16,6 @@ use netobs_tests::{
     prometheus::sample,
     traffic, wait_for,
 };
-use nix::mount::{MsFlags, mount, umount};
 
 /// How soon a scrape is answered, whatever the collector does: sooner than a silent one is given up. Prometheus waits
 /// for ten seconds.
@@ -338,29 +336,6 @@ fn what_waits_is_bounded() {
     until(&world, &agent, "that all is sent", |text| otlp(text, "waiting_bytes", &[]) < MOST / 8);
     let requests = collector.taken().requests;
     until(&world, &agent, "that more is sent", |_| collector.taken().requests > requests + 10);
-}
-
-/// A BPF filesystem of the test's own.
-struct Bpffs(tempfile::TempDir);
-
-impl Bpffs {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        mount(Some("bpffs"), folder.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .expect("mount bpffs");
-        Self(folder)
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.0.path().join("netobs")
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.folder());
-        let _ = umount(self.0.path());
-    }
 }
 
 /// Counters that begin again say since when; those that go on with `--pin`, that they do.
