@@ -5,6 +5,7 @@ pub(crate) mod convert;
 pub mod cri;
 pub(crate) mod libpod;
 mod names;
+mod reporter;
 mod task;
 
 pub use names::{Api, default_tasks, tasks};

@@ -21,22 +21,19 @@ use futures_util::{
 use tokio::{
     net::UnixStream,
     sync::mpsc,
-    time::{Instant, interval_at, sleep},
+    time::{Instant, interval_at},
 };
 
 use super::{
     convert, cri,
     libpod::Libpod,
     names::{Api, Kind, Names},
+    reporter::{Closed, Follow, Reporter, again_and_again},
 };
-use crate::model::{ContainerInfo, ContainerState, EngineStatus, NetworkInfo, Update};
+use crate::model::{ContainerInfo, ContainerState, NetworkInfo, Update};
 
 /// An answer that takes longer is none.
 pub const REQUEST_TIMEOUT_SECONDS: u64 = 10;
-
-/// Between two attempts to connect, growing.
-pub(super) const RETRY_FIRST: Duration = Duration::from_millis(100);
-pub(super) const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the socket is still the same one.
 pub(super) const SOCKET_PAUSE: Duration = Duration::from_secs(2);
@@ -60,9 +57,6 @@ pub struct EngineTask {
     pub(super) names: Names,
 }
 
-/// The main loop has ended: nobody listens any more.
-pub(super) struct Closed;
-
 impl EngineTask {
     /// Tells it from other engines, whatever it is called.
     pub fn endpoint(&self) -> String {
@@ -72,37 +66,14 @@ impl EngineTask {
     /// Follows the engine until nobody listens. It may come, go and restart at any time.
     pub async fn run(self, updates: mpsc::Sender<Update>) {
         match self.api {
-            Api::Docker => self.run_docker(updates).await,
+            Api::Docker => again_and_again(Follower::new(self, updates)).await,
             Api::Cri => cri::run(self, updates).await,
-        }
-    }
-
-    async fn run_docker(self, updates: mpsc::Sender<Update>) {
-        let mut follower = Follower {
-            task: self,
-            updates,
-            status: None,
-            libpod: None,
-            known: BTreeMap::new(),
-            networks: Vec::new(),
-        };
-        let mut pause = RETRY_FIRST;
-        loop {
-            let was_connected = match follower.follow().await {
-                Ok(was_connected) => was_connected,
-                Err(Closed) => return,
-            };
-            pause = if was_connected { RETRY_FIRST } else { (pause * 2).min(RETRY_LAST) };
-            sleep(pause).await;
         }
     }
 }
 
 struct Follower {
-    task: EngineTask,
-    updates: mpsc::Sender<Update>,
-    /// Last told.
-    status: Option<EngineStatus>,
+    reporter: Reporter,
     /// Podman's own API, where the engine has it.
     libpod: Option<Libpod>,
     /// Containers as last told; bounded by what the engine has.
@@ -111,18 +82,17 @@ struct Follower {
     networks: Vec<NetworkInfo>,
 }
 
-impl Follower {
-    /// One connection, from beginning to end. Whether there was one.
+impl Follow for Follower {
     async fn follow(&mut self) -> Result<bool, Closed> {
-        let socket = identity(&self.task.socket);
+        let socket = identity(&self.reporter.task.socket);
         let (docker, version) = match self.connect().await {
             Ok(connected) => connected,
-            Err(problem) => return self.disconnected(problem).await.map(|()| false),
+            Err(problem) => return self.reporter.disconnected(problem).await.map(|()| false),
         };
         // Before listing, so that nothing falls between. The request is sent at the first poll.
         let mut events = Box::pin(docker.events(Some(EventsOptions::default())));
         let mut early = Vec::new();
-        let (engine, libpod) = (self.task.name.clone(), self.libpod.clone());
+        let (engine, libpod) = (self.reporter.task.name.clone(), self.libpod.clone());
         let mut listing = Box::pin(list(&engine, &docker, libpod.as_ref()));
         let listed = loop {
             tokio::select! {
@@ -138,13 +108,13 @@ impl Follower {
         drop(listing);
         let (networks, containers) = match listed {
             Ok(listed) => listed,
-            Err(problem) => return self.disconnected(problem).await.map(|()| false),
+            Err(problem) => return self.reporter.disconnected(problem).await.map(|()| false),
         };
-        self.status(true, version, None).await?;
+        self.reporter.connected(version).await?;
         self.known = containers.iter().map(|info| (info.id.clone(), info.clone())).collect();
         self.networks.clone_from(&networks);
-        self.tell(Update::Networks { engine: engine.clone(), networks }).await?;
-        self.tell(Update::Containers { engine, containers }).await?;
+        self.reporter.tell(Update::Networks { engine: engine.clone(), networks }).await?;
+        self.reporter.tell(Update::Containers { engine, containers }).await?;
         let mut look_again = interval_at(Instant::now() + NETWORKS_PAUSE, NETWORKS_PAUSE);
         let mut inspections = Inspections::new(docker.clone());
         for event in early {
@@ -153,8 +123,8 @@ impl Follower {
         let mut socket_checks = tokio::time::interval(SOCKET_PAUSE);
         loop {
             tokio::select! {
-                _ = socket_checks.tick() => if identity(&self.task.socket) != socket {
-                    self.disconnected("its socket was replaced".to_owned()).await?;
+                _ = socket_checks.tick() => if identity(&self.reporter.task.socket) != socket {
+                    self.reporter.disconnected("its socket was replaced".to_owned()).await?;
                     return Ok(true);
                 },
                 Some((id, answer)) = inspections.next() => self.inspected(&docker, &id, answer).await?,
@@ -162,22 +132,29 @@ impl Follower {
                 event = events.next() => match event {
                     Some(Ok(event)) => self.event(&docker, event, &mut inspections).await?,
                     Some(Err(error)) => {
-                        self.disconnected(error.to_string()).await?;
+                        self.reporter.disconnected(error.to_string()).await?;
                         return Ok(true);
                     }
                     None => {
-                        self.disconnected("the engine ended the stream of events".to_owned()).await?;
+                        self.reporter.disconnected("the engine ended the stream of events".to_owned()).await?;
                         return Ok(true);
                     }
                 },
-                () = self.updates.closed() => return Err(Closed),
+                () = self.reporter.closed() => return Err(Closed),
             }
         }
+    }
+}
+
+impl Follower {
+    const fn new(task: EngineTask, updates: mpsc::Sender<Update>) -> Self {
+        let reporter = Reporter::new(task, updates);
+        Self { reporter, libpod: None, known: BTreeMap::new(), networks: Vec::new() }
     }
 
     /// A client for an engine that is there and its version, or what to do.
     async fn connect(&mut self) -> Result<(Docker, Option<String>), String> {
-        let socket = &self.task.socket;
+        let socket = &self.reporter.task.socket;
         // The client would only say that it could not; the system says why.
         UnixStream::connect(socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => format!("no socket at {}", socket.display()),
@@ -189,7 +166,7 @@ impl Follower {
         let path = socket.to_str().ok_or_else(|| "the socket's path is not UTF-8".to_owned())?;
         self.libpod = Libpod::find(socket).await.map_err(|error| format!("{}: {error}", socket.display()))?;
         let kind = if self.libpod.is_some() { Kind::Podman } else { Kind::Docker };
-        self.task.name = self.task.names.of(socket, kind);
+        self.reporter.task.name = self.reporter.task.names.of(socket, kind);
         let client = |version: &ClientVersion| {
             Docker::connect_with_unix(path, REQUEST_TIMEOUT_SECONDS, version)
                 .map_err(|error| error.to_string())
@@ -220,12 +197,12 @@ impl Follower {
                 "destroy" | "remove" => {
                     inspections.forget(&id);
                     self.known.remove(&id);
-                    self.tell(Update::Removed { id }).await
+                    self.reporter.tell(Update::Removed { id }).await
                 }
                 "create" | "start" | "restart" | "unpause" | "pause" | "die" | "died" | "stop" | "rename" => {
                     if !self.known.contains_key(&id) {
                         // It may be gone before it can be asked.
-                        let info = convert::from_event(&self.task.name, &id, &attributes);
+                        let info = convert::from_event(&self.reporter.task.name, &id, &attributes);
                         self.know(info).await?;
                     }
                     if matches!(action.as_str(), "die" | "died" | "stop") {
@@ -247,7 +224,7 @@ impl Follower {
                     inspections.ask(container.clone());
                     if action == "connect" && container != id {
                         let at = when(event.time_nano);
-                        return self.tell(Update::Connected { container, network: id, at }).await;
+                        return self.reporter.tell(Update::Connected { container, network: id, at }).await;
                     }
                     Ok(())
                 }
@@ -264,7 +241,7 @@ impl Follower {
         id: &str,
         answer: Option<ContainerInspectResponse>,
     ) -> Result<(), Closed> {
-        match answer.and_then(|answer| convert::container(&self.task.name, answer)) {
+        match answer.and_then(|answer| convert::container(&self.reporter.task.name, answer)) {
             Some(mut info) if self.known.contains_key(id) => {
                 if self.libpod.is_some() && !convert::find_networks(&mut info, &self.networks) {
                     self.list_networks(docker).await?;
@@ -288,47 +265,18 @@ impl Follower {
             return Ok(());
         }
         self.known.insert(info.id.clone(), info.clone());
-        self.tell(Update::Container(info)).await
+        self.reporter.tell(Update::Container(info)).await
     }
 
     async fn list_networks(&mut self, docker: &Docker) -> Result<(), Closed> {
-        let engine = self.task.name.clone();
+        let engine = self.reporter.task.name.clone();
         // A failure shows in the event stream too, and everything is listed anew then.
         let Ok(networks) = networks(&engine, docker, self.libpod.as_ref()).await else { return Ok(()) };
         if networks == self.networks {
             return Ok(());
         }
         self.networks.clone_from(&networks);
-        self.tell(Update::Networks { engine, networks }).await
-    }
-
-    async fn disconnected(&mut self, problem: String) -> Result<(), Closed> {
-        self.status(false, None, Some(problem)).await
-    }
-
-    /// Tells what has changed.
-    async fn status(
-        &mut self,
-        connected: bool,
-        version: Option<String>,
-        problem: Option<String>,
-    ) -> Result<(), Closed> {
-        let status = EngineStatus {
-            name: self.task.name.clone(),
-            endpoint: self.task.endpoint(),
-            connected,
-            version,
-            problem,
-        };
-        if self.status.as_ref() == Some(&status) {
-            return if self.updates.is_closed() { Err(Closed) } else { Ok(()) };
-        }
-        self.status = Some(status.clone());
-        self.tell(Update::Engine(status)).await
-    }
-
-    async fn tell(&self, update: Update) -> Result<(), Closed> {
-        self.updates.send(update).await.map_err(|_| Closed)
+        self.reporter.tell(Update::Networks { engine, networks }).await
     }
 }
 

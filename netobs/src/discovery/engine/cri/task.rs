@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 use futures_util::{StreamExt as _, stream};
 use tokio::{
     sync::mpsc,
-    time::{Instant, interval, sleep, sleep_until},
+    time::{Instant, interval, sleep_until},
 };
 use tonic::Code;
 
@@ -17,9 +17,10 @@ use super::{
 use crate::{
     discovery::engine::{
         names::Kind,
-        task::{Closed, EngineTask, INSPECT_AT_ONCE, RETRY_FIRST, RETRY_LAST, SOCKET_PAUSE, identity},
+        reporter::{Closed, Follow, Reporter, again_and_again},
+        task::{EngineTask, INSPECT_AT_ONCE, SOCKET_PAUSE, identity},
     },
-    model::{ContainerInfo, EngineStatus, NetworkInfo, Update},
+    model::{ContainerInfo, NetworkInfo, Update},
 };
 
 /// How often a runtime without events is asked what there is.
@@ -33,32 +34,19 @@ const EVENTS_TOGETHER: Duration = Duration::from_millis(50);
 
 /// Follows the runtime until nobody listens. It may come, go and restart at any time.
 pub async fn run(task: EngineTask, updates: mpsc::Sender<Update>) {
-    let mut follower = Follower {
-        task,
-        updates,
-        status: None,
+    again_and_again(Follower {
+        reporter: Reporter::new(task, updates),
         known: BTreeMap::new(),
         details: BTreeMap::new(),
         networks: BTreeMap::new(),
         network: None,
-    };
-    let mut pause = RETRY_FIRST;
-    loop {
-        let was_connected = match follower.follow().await {
-            Ok(was_connected) => was_connected,
-            Err(Closed) => return,
-        };
-        pause = if was_connected { RETRY_FIRST } else { (pause * 2).min(RETRY_LAST) };
-        sleep(pause).await;
-    }
+    })
+    .await;
 }
 
 /// All maps are bounded by what the runtime has.
 struct Follower {
-    task: EngineTask,
-    updates: mpsc::Sender<Update>,
-    /// Last told.
-    status: Option<EngineStatus>,
+    reporter: Reporter,
     /// As last told, by ID.
     known: BTreeMap<String, ContainerInfo>,
     /// By ID, with the state that it was listed in.
@@ -75,16 +63,15 @@ struct Listing {
     containers: Vec<Container>,
 }
 
-impl Follower {
-    /// One connection, from beginning to end. Whether there was one.
+impl Follow for Follower {
     async fn follow(&mut self) -> Result<bool, Closed> {
-        let socket = identity(&self.task.socket);
+        let socket = identity(&self.reporter.task.socket);
         let (client, version) = match self.connect().await {
             Ok(connected) => connected,
-            Err(Some(problem)) => return self.disconnected(problem).await.map(|()| false),
+            Err(Some(problem)) => return self.reporter.disconnected(problem).await.map(|()| false),
             Err(None) => {
-                let endpoint = self.task.endpoint();
-                return self.tell(Update::NoEngine { endpoint }).await.map(|()| false);
+                let endpoint = self.reporter.task.endpoint();
+                return self.reporter.tell(Update::NoEngine { endpoint }).await.map(|()| false);
             }
         };
         // Before listing, so that nothing falls between.
@@ -92,21 +79,21 @@ impl Follower {
         let mut has_events = true;
         let infos = match self.list(&client).await {
             Ok(infos) => infos,
-            Err(problem) => return self.disconnected(problem).await.map(|()| false),
+            Err(problem) => return self.reporter.disconnected(problem).await.map(|()| false),
         };
-        self.status(true, Some(version), None).await?;
+        self.reporter.connected(Some(version)).await?;
         self.tell_networks().await?;
         self.known = infos.iter().map(|info| (info.id.clone(), info.clone())).collect();
-        let engine = self.task.name.clone();
-        self.tell(Update::Containers { engine, containers: infos }).await?;
+        let engine = self.reporter.task.name.clone();
+        self.reporter.tell(Update::Containers { engine, containers: infos }).await?;
         let mut socket_checks = interval(SOCKET_PAUSE);
         // It has no events until the first says otherwise: whether it will tell, it need not say before.
         let mut next = Instant::now() + POLL;
         let mut pause = POLL;
         loop {
             tokio::select! {
-                _ = socket_checks.tick() => if identity(&self.task.socket) != socket {
-                    self.disconnected("its socket was replaced".to_owned()).await?;
+                _ = socket_checks.tick() => if identity(&self.reporter.task.socket) != socket {
+                    self.reporter.disconnected("its socket was replaced".to_owned()).await?;
                     return Ok(true);
                 },
                 event = events.next(), if has_events => match event {
@@ -123,22 +110,24 @@ impl Follower {
                 },
                 () = sleep_until(next) => {
                     if let Err(problem) = self.look_again(&client).await? {
-                        self.disconnected(problem).await?;
+                        self.reporter.disconnected(problem).await?;
                         return Ok(true);
                     }
                     next = Instant::now() + pause;
                 }
-                () = self.updates.closed() => return Err(Closed),
+                () = self.reporter.closed() => return Err(Closed),
             }
         }
     }
+}
 
+impl Follower {
     /// A client for a runtime that is there and its version, or what to do. None: who listens at a usual socket has
     /// no such interface, as containerd with Docker often has not.
     async fn connect(&mut self) -> Result<(Client, String), Option<String>> {
-        let socket = self.task.socket.clone();
+        let socket = self.reporter.task.socket.clone();
         // One that has been there is missed when it is not.
-        let may_be_none = self.task.found && self.status.is_none();
+        let may_be_none = self.reporter.task.found && !self.reporter.has_told();
         let client = Client::connect(&socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if may_be_none => None,
             io::ErrorKind::NotFound => Some(format!("no socket at {}", socket.display())),
@@ -152,7 +141,8 @@ impl Follower {
             Code::Unimplemented => Some(format!("{}: it does not have the CRI", socket.display())),
             _ => Some(format!("{}: {}", socket.display(), status.message())),
         })?;
-        self.task.name = self.task.names.of(&self.task.socket, Kind::of_runtime(&version.runtime_name));
+        self.reporter.task.name =
+            self.reporter.task.names.of(&self.reporter.task.socket, Kind::of_runtime(&version.runtime_name));
         Ok((client, convert::version(&version.runtime_version)))
     }
 
@@ -170,11 +160,11 @@ impl Follower {
         self.known = infos.iter().map(|info| (info.id.clone(), info.clone())).collect();
         for info in infos {
             if known.get(&info.id) != Some(&info) {
-                self.tell(Update::Container(info)).await?;
+                self.reporter.tell(Update::Container(info)).await?;
             }
         }
         for id in known.into_keys().filter(|id| !self.known.contains_key(id)).collect::<Vec<_>>() {
-            self.tell(Update::Removed { id }).await?;
+            self.reporter.tell(Update::Removed { id }).await?;
         }
         Ok(Ok(()))
     }
@@ -198,7 +188,7 @@ impl Follower {
                 of_pod.pid = of_pod.pid.or(detail(&container.id).pid);
             }
         }
-        let engine = &self.task.name;
+        let engine = &self.reporter.task.name;
         let of_today = self.network.as_deref().unwrap_or(convert::UNNAMED_NETWORK);
         let sandboxes = pods.values().map(|(sandbox, detail)| {
             // A pod stays on the network that it was connected with.
@@ -230,10 +220,13 @@ impl Follower {
             .filter(|(id, (state, _))| self.details.get(id).is_none_or(|(then, _)| then != state))
             .map(|(id, (state, is_sandbox))| (id, state, is_sandbox))
             .collect();
-        if wanted.iter().any(|(_, _, is_sandbox)| *is_sandbox) || self.status.is_none() {
+        if wanted.iter().any(|(_, _, is_sandbox)| *is_sandbox) || !self.reporter.has_told() {
             // Before the pods: they may be on a network that is new.
-            if let Some(network) =
-                client.status().await.ok().and_then(|answer| convert::network(&self.task.name, &answer.info))
+            if let Some(network) = client
+                .status()
+                .await
+                .ok()
+                .and_then(|answer| convert::network(&self.reporter.task.name, &answer.info))
             {
                 self.network = Some(network.name.clone());
                 self.networks.insert(network.name.clone(), network);
@@ -268,30 +261,6 @@ impl Follower {
 
     async fn tell_networks(&self) -> Result<(), Closed> {
         let networks = self.networks.values().cloned().collect();
-        self.tell(Update::Networks { engine: self.task.name.clone(), networks }).await
-    }
-
-    async fn disconnected(&mut self, problem: String) -> Result<(), Closed> {
-        self.status(false, None, Some(problem)).await
-    }
-
-    /// Tells what has changed.
-    async fn status(
-        &mut self,
-        connected: bool,
-        version: Option<String>,
-        problem: Option<String>,
-    ) -> Result<(), Closed> {
-        let (name, endpoint) = (self.task.name.clone(), self.task.endpoint());
-        let status = EngineStatus { name, endpoint, connected, version, problem };
-        if self.status.as_ref() == Some(&status) {
-            return if self.updates.is_closed() { Err(Closed) } else { Ok(()) };
-        }
-        self.status = Some(status.clone());
-        self.tell(Update::Engine(status)).await
-    }
-
-    async fn tell(&self, update: Update) -> Result<(), Closed> {
-        self.updates.send(update).await.map_err(|_| Closed)
+        self.reporter.tell(Update::Networks { engine: self.reporter.task.name.clone(), networks }).await
     }
 }
