@@ -62,7 +62,7 @@ pub struct Watch {
 impl Watch {
     /// Starts it and waits for the first snapshot.
     pub fn start(host: Option<&Netns>, arguments: &[&str]) -> Self {
-        Self::spawn(netobs(host), arguments)
+        Self::start_by(netobs(host), arguments)
     }
 
     /// The same as the first process of a PID namespace of its own, where it sees no process but itself.
@@ -72,14 +72,15 @@ impl Watch {
     pub fn start_alone(arguments: &[&str]) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]).arg(binary());
-        let mut watch = Self::spawn(command, arguments);
+        let mut watch = Self::start_by(command, arguments);
         let output = Command::new("pgrep").args(["-P", &watch.child.id().to_string()]).output();
         let output = String::from_utf8(output.expect("run pgrep").stdout).expect("text");
         watch.pid = output.trim().parse().expect("the process that it has forked");
         watch
     }
 
-    fn spawn(mut command: Command, arguments: &[&str]) -> Self {
+    /// By a command of [`netobs`], or one that becomes it.
+    pub fn start_by(mut command: Command, arguments: &[&str]) -> Self {
         command.args(["watch", "--output", "json", "--interval", "100ms"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = die_with_parent(&mut command).spawn().expect("start netobs watch");
@@ -141,13 +142,10 @@ impl Watch {
     }
 
     /// The same by a signal.
-    ///
-    /// # Panics
-    /// If it cannot be waited for.
     pub fn end_by(&mut self, by: Signal) -> (ExitStatus, Duration) {
         let start = Instant::now();
         signal(self.pid(), by);
-        (self.child.wait().expect("wait for netobs"), start.elapsed())
+        (end(&mut self.child), start.elapsed())
     }
 
     /// Ends it without a chance to clean up.
@@ -163,6 +161,23 @@ impl Drop for Watch {
             self.terminate();
         }
     }
+}
+
+/// How a process ended that was told to.
+///
+/// # Panics
+/// If it does not; it is killed then.
+fn end(child: &mut Child) -> ExitStatus {
+    let latest = Instant::now() + LOADED;
+    while Instant::now() < latest {
+        if let Some(status) = child.try_wait().expect("wait for netobs") {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("kill netobs");
+    child.wait().expect("wait for netobs");
+    panic!("it did not end within {LOADED:?}");
 }
 
 /// # Panics
@@ -240,7 +255,7 @@ impl Agent {
         Self::start_by(netobs(host), port, arguments)
     }
 
-    /// By a command of [`netobs`], which may have an environment.
+    /// By a command of [`netobs`], which may have an environment, or one that becomes it.
     pub fn start_by(mut command: Command, port: u16, arguments: &[&str]) -> Self {
         command
             .args(["agent", "--listen", &format!("127.0.0.1:{port}")])
@@ -278,7 +293,7 @@ impl Agent {
     pub fn terminate(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
         signal(self.pid(), Signal::SIGTERM);
-        (self.child.wait().expect("wait for netobs"), start.elapsed())
+        (end(&mut self.child), start.elapsed())
     }
 
     pub fn kill(&mut self) {

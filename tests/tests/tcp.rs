@@ -315,9 +315,10 @@ fn connects_that_fail_are_told_apart() {
     assert_eq!(kernel::snmp(client, "Tcp", "AttemptFails"), 5 + 4 + 3, "the kernel's own");
     assert_eq!(number(&tcp, "resets.received"), 5, "{tcp}");
 
-    assert_eq!(kernel::snmp(world.netns(1), "Tcp", "OutRsts"), 5);
+    let sent = kernel::snmp(world.netns(1), "Tcp", "OutRsts");
+    assert!(sent >= 5, "each SYN to a port that nobody listens at: {sent}");
     // Those without a socket it tells of since 6.10.
-    let told = if kernel::release() >= (6, 10) { 5 } else { 0 };
+    let told = if kernel::release() >= (6, 10) { sent } else { 0 };
     let server = until(&watch, world.name(1), |tcp| tcp["resets"]["sent"] == told);
     assert_eq!((established(&server), accepted(&server)), (0, 0), "{server}");
 }
@@ -358,7 +359,8 @@ fn a_flow_says_how_its_connect_went() {
     ] {
         let flow = wait_for("how it went", LIMIT, || {
             let flow = world.conversation(&agent, port)?;
-            // All that it sent is SYN again; how often depends on the kernel.
+            // All that it sent is SYN again. How often depends on the kernel: an error that finds the socket locked
+            // is not acted on, and the next SYN gets another.
             let sent = number(&flow, "to_server.sent.packets");
             let is_whole = outcome == "established"
                 || flow["client_tcp"]["retransmitted_segments"].as_u64() == sent.checked_sub(1);
@@ -368,7 +370,7 @@ fn a_flow_says_how_its_connect_went() {
         let client = &flow["client_tcp"];
         assert_eq!(client["resets"], serde_json::json!({ "sent": 0, "received": received }), "{flow}");
         assert_eq!(&flow["reset_by"], reset_by, "{flow}");
-        assert_eq!(client["retransmitted_segments"] != 0, outcome == "timed_out", "{flow}");
+        assert!(outcome != "timed_out" || client["retransmitted_segments"] != 0, "{flow}");
         // No socket of the other end ever knew of the others.
         if outcome == "established" {
             assert_eq!(flow["server_tcp"]["outcome"], "established", "{flow}");
@@ -412,7 +414,7 @@ fn retransmits_are_as_many_as_the_kernel_has() {
     });
     server.join().expect("the server");
     for n in 0..2 {
-        let (tcp, kernel) = wait_for("what the kernel has", LIMIT, || {
+        let (tcp, kernel, stated) = wait_for("what the kernel has", LIMIT, || {
             let before = kernel::snmp(world.netns(n), "Tcp", "RetransSegs");
             let snapshot = watch.fresh();
             let tcp = container(&snapshot, world.name(n)).ok_or("no container")?["tcp"].clone();
@@ -422,7 +424,11 @@ fn retransmits_are_as_many_as_the_kernel_has() {
             // An event that interrupts another of its kind is not seen; it is stated then.
             let stated: u64 = ["full", "busy", "recursion"].iter().map(|cause| number(lost, cause)).sum();
             let is_right = ours == before || (ours < before && stated > 0);
-            if quiet && is_right { Ok((tcp, before)) } else { Err(format!("{ours}, not {before}; {lost}")) }
+            if quiet && is_right {
+                Ok((tcp, before, stated))
+            } else {
+                Err(format!("{ours}, not {before}; {lost}"))
+            }
         });
         println!("{n}: {kernel} segments sent again, as the kernel has it");
         assert!(kernel > 10, "so much was lost: {tcp}");
@@ -431,8 +437,9 @@ fn retransmits_are_as_many_as_the_kernel_has() {
         let end = ["client_tcp", "server_tcp"][n];
         wait_for("the flow's own count", LIMIT, || {
             let flow = world.conversation(&agent, 5002)?;
-            let ours = flow[end]["retransmitted_segments"].as_u64();
-            if ours == Some(kernel) { Ok(()) } else { Err(format!("{ours:?}, not {kernel}: {flow}")) }
+            let ours = flow[end]["retransmitted_segments"].as_u64().ok_or("none")?;
+            let is_right = ours == kernel || (ours < kernel && stated > 0);
+            if is_right { Ok(()) } else { Err(format!("{ours}, not {kernel}: {flow}")) }
         });
     }
     // From the first SYN on, which was sent again after a second, as was the SYN-ACK.
