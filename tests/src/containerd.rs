@@ -3,7 +3,7 @@
 //! the value.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::{
+    http,
     netns::{Netns, die_with_parent},
     wait_for,
 };
@@ -30,6 +31,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the distribution has its CNI plugins.
 const PLUGINS: &str = "/usr/lib/cni";
+
+/// Where it says what it was asked, on its host.
+const METRICS: u16 = 9811;
 
 /// Of the sandbox and of the containers: containerd has it by this name, and pulls nothing.
 const IMAGE: &str = "localhost/netobs-test:1";
@@ -341,6 +345,22 @@ impl Containerd {
         });
     }
 
+    /// What its CRI was asked since it started, and how often, by its own metrics.
+    ///
+    /// # Panics
+    /// If it does not say.
+    pub fn asked(&self) -> BTreeMap<String, f64> {
+        let (status, text) = self.host().run(|| http::get(METRICS, "/v1/metrics")).expect("its metrics");
+        assert_eq!(status, 200, "{text}");
+        let of_cri = |line: &str| {
+            let line = line.strip_prefix("grpc_server_started_total{")?;
+            let method = line.split_once("grpc_method=\"")?.1.split_once('"')?.0;
+            let times = line.rsplit_once(' ')?.1.parse().ok()?;
+            line.contains("grpc_service=\"runtime.v1.").then(|| (method.to_owned(), times))
+        };
+        text.lines().filter_map(of_cri).collect()
+    }
+
     /// The last lines of its log.
     fn log(&self) -> String {
         let text = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
@@ -411,6 +431,7 @@ fn configuration(folder: &Path) -> String {
          disabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \
          \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.devmapper\"]\n\
          [grpc]\naddress = \"{state}/containerd.sock\"\n\
+         [metrics]\naddress = \"127.0.0.1:{METRICS}\"\n\
          [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{state}/opt\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\ndisable_apparmor = true\n\
          restrict_oom_score_adj = true\n\

@@ -1,6 +1,9 @@
 //! Containers and networks on a real engine, removed with their values.
 
-use std::process::{Command, Output};
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
 
 use crate::unique;
 
@@ -14,6 +17,12 @@ pub fn available(test: &str) -> bool {
         crate::skip(test, "no container engine answers");
     }
     there
+}
+
+/// Where the engine listens.
+pub fn socket() -> PathBuf {
+    let host = std::env::var("DOCKER_HOST");
+    PathBuf::from(host.as_deref().map_or("/var/run/docker.sock", |host| host.trim_start_matches("unix://")))
 }
 
 /// Runs `docker` and returns what it prints.

@@ -25,6 +25,7 @@ pub mod podman;
 pub mod pretend;
 pub mod program;
 pub mod prometheus;
+pub mod proxy;
 pub mod random_frames;
 pub mod reference;
 pub mod relay;

@@ -57,8 +57,8 @@ impl Podman {
         format!("unix://{}", self.socket().display())
     }
 
-    // Not called after Podman: what it is, it has to say itself.
-    fn socket(&self) -> PathBuf {
+    /// Not called after Podman: what it is, it has to say itself.
+    pub fn socket(&self) -> PathBuf {
         self.folder.path().join("engine.sock")
     }
 

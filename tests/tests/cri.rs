@@ -66,6 +66,35 @@ fn assert_nothing_unknown(containerd: &Containerd, snapshot: &Value) {
     }
 }
 
+/// And never told to do anything, by what it says itself that it was asked.
+#[test]
+fn the_runtime_is_only_asked() {
+    if !containerd::available("the runtime is only asked") {
+        return;
+    }
+    let containerd = Containerd::start("asked:bridge:10.66.9");
+    let _pod = pod(&containerd, "web-1");
+    let before = containerd.asked();
+    assert!(before.get("RunPodSandbox").is_some_and(|times| *times > 0.0), "by us: {before:?}");
+    let watch = Watch::start(Some(containerd.host()), &["--cri", &containerd.endpoint()]);
+    watch.container("shop/web-1/app");
+    interface(&watch, "shop/web-1", |_| true);
+    drop(watch);
+    let after = containerd.asked();
+    let asked: Vec<&String> = after
+        .iter()
+        .filter(|(method, times)| before.get(*method) != Some(*times))
+        .map(|(it, _)| it)
+        .collect();
+    assert!(asked.iter().any(|method| *method == "ListPodSandbox"), "{asked:?}");
+    let reads = |method: &str| {
+        ["Version", "Status", "GetContainerEvents"].contains(&method)
+            || method.starts_with("List")
+            || method.ends_with("Status")
+    };
+    assert!(asked.iter().all(|method| reads(method)), "{asked:?}");
+}
+
 #[test]
 fn pods_on_a_bridge() {
     if !containerd::available("pods on a bridge") {

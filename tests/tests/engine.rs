@@ -1,21 +1,12 @@
 //! Scenarios on a real container engine: exact counts, right container, right network, right direction.
 
-use std::{
-    io::{Read as _, Write as _},
-    os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
-    process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{os::unix::net::UnixListener, process::Command, time::Duration};
 
 use netobs_tests::{
     bridged::Bridged,
     docker::{self, Container, Network, docker},
     program::{Agent, LIMIT, Watch, container, network, number},
+    proxy::Proxy,
     traffic, unique, wait_for,
 };
 use serde_json::Value;
@@ -392,122 +383,14 @@ fn without_an_engine_proc_knows_the_containers() {
     watch.until("its end", |snapshot| container(snapshot, short).filter(|now| now["state"] == "removed"));
 }
 
-/// Stands between netobs and the engine, and can be taken away or hang.
-struct Proxy {
-    path: PathBuf,
-    up: Arc<AtomicBool>,
-    hangs: Arc<AtomicBool>,
-    /// All that netobs has said to the engine.
-    said: Arc<Mutex<Vec<u8>>>,
-    _folder: tempfile::TempDir,
-}
-
-impl Proxy {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("engine.sock");
-        let up = Arc::new(AtomicBool::new(true));
-        let hangs = Arc::default();
-        let proxy = Self { path, up, hangs, said: Arc::default(), _folder: folder };
-        proxy.listen();
-        proxy
-    }
-
-    fn listen(&self) {
-        let listener = UnixListener::bind(&self.path).expect("listen");
-        listener.set_nonblocking(true).expect("non-blocking");
-        let (up, hangs, said) = (Arc::clone(&self.up), Arc::clone(&self.hangs), Arc::clone(&self.said));
-        std::thread::spawn(move || {
-            while up.load(Ordering::SeqCst) {
-                if let Ok((client, _)) = listener.accept() {
-                    client.set_nonblocking(false).expect("blocking");
-                    relay(client, &up, &hangs, &said);
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        });
-    }
-
-    fn stop(&self) {
-        self.up.store(false, Ordering::SeqCst);
-        std::fs::remove_file(&self.path).expect("remove the socket");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-
-    fn start_again(&self) {
-        self.up.store(true, Ordering::SeqCst);
-        self.listen();
-    }
-
-    /// Another socket at the same path. Who is connected with the old one stays so, and hears nothing.
-    fn replace(&mut self) {
-        self.hangs.store(true, Ordering::SeqCst);
-        self.hangs = Arc::default();
-        // Kept under another name, so that the new one cannot have the same inode.
-        std::fs::rename(&self.path, self.path.with_extension("old")).expect("move the socket away");
-        self.listen();
-    }
-
-    /// An engine is asked, and never told to do anything.
-    fn assert_only_asked(&self) {
-        let said = self.said.lock().expect("no panic elsewhere");
-        let said = String::from_utf8_lossy(&said);
-        let requests: Vec<&str> = said.lines().filter(|line| line.contains(" HTTP/1.")).collect();
-        assert!(requests.len() > 3, "{requests:?}");
-        assert!(requests.iter().all(|request| request.starts_with("GET ")), "{requests:?}");
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.up.store(false, Ordering::SeqCst);
-    }
-}
-
-fn relay(client: UnixStream, up: &Arc<AtomicBool>, hangs: &Arc<AtomicBool>, said: &Arc<Mutex<Vec<u8>>>) {
-    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let engine = UnixStream::connect(host.trim_start_matches("unix://")).expect("the engine");
-    let asks = (client.try_clone().expect("clone"), engine.try_clone().expect("clone"), Arc::clone(said));
-    for (mut from, mut to, heard) in [asks, (engine, client, Arc::default())] {
-        let (up, hangs) = (Arc::clone(up), Arc::clone(hangs));
-        from.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
-        std::thread::spawn(move || {
-            let mut buffer = [0; 16 * 1024];
-            while up.load(Ordering::SeqCst) {
-                if hangs.load(Ordering::SeqCst) {
-                    std::thread::sleep(Duration::from_millis(50));
-                    continue;
-                }
-                match from.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(length) => {
-                        heard.lock().expect("no panic elsewhere").extend(&buffer[..length]);
-                        if to.write_all(&buffer[..length]).is_err() {
-                            break;
-                        }
-                    }
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                        ) => {}
-                    Err(_) => break,
-                }
-            }
-            let _ = to.shutdown(std::net::Shutdown::Both);
-            let _ = from.shutdown(std::net::Shutdown::Both);
-        });
-    }
-}
-
 #[test]
 fn an_engine_that_goes_and_comes_again() {
     if !docker::available("engine restart") {
         return;
     }
-    let proxy = Proxy::start();
+    let proxy = Proxy::start(&docker::socket());
     let stays = Container::run("stays", &[]);
-    let watch = Watch::start(None, &["--engine", &format!("unix://{}", proxy.path.display())]);
+    let watch = Watch::start(None, &["--engine", &proxy.endpoint()]);
     watch.container(&stays.name);
     let connected = |snapshot: &Value| snapshot["engines"][0]["connected"].as_bool();
     watch.until("connected", |snapshot| (connected(snapshot) == Some(true)).then_some(()));
@@ -537,9 +420,9 @@ fn a_socket_that_is_replaced() {
     if !docker::available("a replaced socket") {
         return;
     }
-    let mut proxy = Proxy::start();
+    let mut proxy = Proxy::start(&docker::socket());
     let stays = Container::run("stays", &[]);
-    let watch = Watch::start(None, &["--engine", &format!("unix://{}", proxy.path.display())]);
+    let watch = Watch::start(None, &["--engine", &proxy.endpoint()]);
     watch.container(&stays.name);
     stays.exec(&["ping", "-q", "-c", "6", "-i", "0.05", &stays.inspect("{{.NetworkSettings.Gateway}}")]);
     proxy.replace();

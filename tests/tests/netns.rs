@@ -1,7 +1,9 @@
 //! Real interfaces, real traffic: netobs's counters against the kernel's own, to the packet.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +20,8 @@ use netobs_tests::{
     http,
     kernel::{self, assert_exact, attach_modes},
     netns::{BRIDGE, Netns, World},
-    program::{Agent, LIMIT, Watch, binary, number, signal},
+    program::{Agent, LIMIT, Watch, binary, netobs, number, signal},
+    terminal::Terminal,
     traffic, wait_for,
 };
 use nix::sys::signal::Signal;
@@ -313,7 +316,7 @@ fn frames_of_a_raw_socket() {
 fn the_programs_log_when_asked_and_only_then() {
     for (arguments, expected) in [(&["--log-programs"][..], true), (&[], false)] {
         let world = World::new(1);
-        let mut command = netobs_tests::program::netobs(Some(&world.host));
+        let mut command = netobs(Some(&world.host));
         command.args(["watch", "--no-engine", "--interval", "100ms", "--output", "json"]).args(arguments);
         command
             // Loading the object says more than a pipe holds that nobody reads.
@@ -331,7 +334,7 @@ fn the_programs_log_when_asked_and_only_then() {
         for _ in 0..5 {
             assert!(lines.next().is_some());
         }
-        netobs_tests::program::signal(
+        signal(
             // nsenter has become the program.
             child.id(),
             Signal::SIGTERM,
@@ -545,6 +548,38 @@ fn sighup_detaches_everything_too() {
         world.host.run(move || http::get(9810, "/healthz")).map_err(|error| error.to_string())
     });
     assert!(agent.terminate().0.success());
+    assert_nothing_is_left(&world.host);
+}
+
+/// As when its reader has what it wanted, or its user.
+#[test]
+fn whoever_leaves_first_nothing_is_left() {
+    let world = World::new(2);
+    let is_there = || {
+        let there = filters(&world.host, "veth1");
+        if there.contains("netobs") { Ok(()) } else { Err(there) }
+    };
+    let mut command = netobs(Some(&world.host));
+    command.args(["watch", "--no-engine", "--output", "csv", "--interval", "50ms"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("start netobs watch");
+    let mut reader = BufReader::new(child.stdout.take().expect("a pipe"));
+    reader.read_line(&mut String::new()).expect("a line");
+    wait_for("filters", LIMIT, is_there);
+    drop(reader);
+    assert!(child.wait().expect("its end").success());
+    assert_nothing_is_left(&world.host);
+
+    let terminal = Terminal::new();
+    let command = format!(
+        "PS1='prom''pt> '; nsenter --net -t {} {} watch --no-engine; echo code=$?",
+        world.host.pid(),
+        binary().display()
+    );
+    terminal.keys(&[&command, "Enter"]);
+    terminal.shows("Enter detail");
+    wait_for("filters", LIMIT, is_there);
+    terminal.keys(&["q"]);
+    terminal.shows("code=0");
     assert_nothing_is_left(&world.host);
 }
 

@@ -7,6 +7,7 @@ use netobs_tests::{
     netns::Netns,
     podman::{self, Container, Podman},
     program::{self, LIMIT, Watch, container, network, number},
+    proxy::Proxy,
     row, unique, wait_for,
 };
 use serde_json::{Value, json};
@@ -500,10 +501,9 @@ fn beside_docker_with_the_same_names() {
         podman.podman(&["run", "-d", "--name", name, "--network", network, docker::IMAGE, "sleep", "1000"])
     };
     let ids = [run(&one.name, name), run(&two.name, name)];
-    let docker_host =
-        std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let engines = ["--engine", docker_host.as_str(), "--engine", &podman.endpoint()].map(str::to_owned);
-    let engines = engines.each_ref().map(String::as_str);
+    let proxies = [docker::socket(), podman.socket()].map(|socket| Proxy::start(&socket));
+    let endpoints = proxies.each_ref().map(Proxy::endpoint);
+    let engines = ["--engine", &endpoints[0], "--engine", &endpoints[1]];
     let watch = Watch::start(None, &engines);
     let by_id = |snapshot: &Value, id: &str| {
         snapshot["containers"].as_array()?.iter().find(|one| one["id"] == id).cloned()
@@ -534,6 +534,9 @@ fn beside_docker_with_the_same_names() {
     let pairs = topology["isolation"].as_array().expect("isolation");
     let engine_of = |key: &Value| key.as_str().and_then(|key| key.split(':').nth(1)).map(str::to_owned);
     assert!(pairs.iter().all(|pair| engine_of(&pair["a"]) == engine_of(&pair["b"])), "{pairs:?}");
+    for proxy in proxies {
+        proxy.assert_only_asked();
+    }
 }
 
 fn twin_networks(snapshot: &Value, podman: &Podman, of_docker: &docker::Network) {
