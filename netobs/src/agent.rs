@@ -31,7 +31,7 @@ use crate::{
         drops::{Directory, HostNames},
         flow::FlowOptions,
         reconcile::Reading,
-        state::{PROC, Process},
+        state::{NAMESPACES, PROC, Process},
     },
     netlink::Netlink,
     resolvers::Resolvers,
@@ -611,7 +611,13 @@ impl Agent {
     fn look_into(&mut self, id: String, pid: u32) {
         match namespace::of_process(&mut self.netlink, &self.proc_root, pid) {
             Ok(namespace) => self.state.apply(Update::Namespace { id, namespace }, Instant::now()),
-            // It has ended meanwhile; if not, there is no privilege, and `doctor` tells.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let why =
+                    "it may not be told which network namespace a container's process is in (CAP_SYS_PTRACE)";
+                let degraded = Update::Degraded { feature: NAMESPACES, why: why.to_owned() };
+                self.state.apply(degraded, Instant::now());
+            }
+            // It has ended meanwhile.
             Err(error) => tracing::debug!(%error, pid, "look into the namespace of a process"),
         }
     }

@@ -211,21 +211,15 @@ fn an_ordinary_user_with_the_capabilities_can_observe() {
     let line = README.lines().find_map(|line| line.split_once("Without root: `sudo ")).expect("the line").1;
     let setcap = line.split_once('`').expect("its end").0.strip_suffix(" netobs").expect("of netobs");
     let world = Bridged::new("br-user", "10.87.0", [10, 11]);
-    let folder = std::env::temp_dir().join(unique("caps"));
-    std::fs::create_dir(&folder).expect("a folder");
-    let copy = folder.join("netobs");
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("netobs");
     std::fs::copy(binary(), &copy).expect("copy the program");
-    let granted = Command::new("sh")
-        .args([
-            "-c",
-            &format!(
-                "chmod 755 {} && PATH=$PATH:/usr/sbin:/sbin {setcap} {}",
-                folder.display(),
-                copy.display()
-            ),
-        ])
-        .status();
-    assert!(granted.expect("run sh").success());
+    let grant = |setcap: &str| {
+        let (folder, copy) = (folder.path().display(), copy.display());
+        let script = format!("chmod 755 {folder} && PATH=$PATH:/usr/sbin:/sbin {setcap} {copy}");
+        assert!(Command::new("sh").args(["-c", &script]).status().expect("run sh").success());
+    };
+    grant(setcap);
     let as_user = || {
         let mut command = world.host.command("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy);
@@ -254,11 +248,27 @@ fn an_ordinary_user_with_the_capabilities_can_observe() {
         |one: &serde_json::Value| one[0] == "embedded DNS" && one[1].to_string().contains("CAP_SYS_ADMIN");
     assert!(degraded.iter().all(is_optional), "{degraded:?}");
     let output = as_user().args(["watch", "--standalone", "--once", "-o", "json", "--no-engine"]).output();
-    std::fs::remove_dir_all(&folder).expect("remove the folder");
-    let output = output.expect("run netobs watch");
-    let snapshot: serde_json::Value =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+    let snapshot = json(&output.expect("run netobs watch"));
     assert_eq!(icmp(&snapshot, 0), Some([0, 0]), "{snapshot}");
+
+    // Without what only tells whose it is, it counts, and says what it cannot tell.
+    grant(&setcap.replace("cap_sys_ptrace,", ""));
+    let output = as_user().args(["watch", "--standalone", "--once", "-o", "json", "--no-engine"]).output();
+    let snapshot = json(&output.expect("run netobs watch"));
+    let degraded = &snapshot["agent"]["degraded"];
+    assert!(
+        degraded.to_string().contains("[\"namespaces\",") && degraded.to_string().contains("CAP_SYS_PTRACE")
+    );
+    for n in 0..2 {
+        let found = program::container(&snapshot, world.name(n)).expect("by its cgroup");
+        assert_eq!(found["interfaces"], serde_json::json!([]), "{found}");
+        assert!(found["unobserved"].as_str().is_some_and(|why| why.contains("CAP_SYS_PTRACE")), "{found}");
+    }
+    assert_eq!(snapshot["agent"]["unattributed_interfaces"], 2, "{snapshot}");
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(output)))
 }
 
 /// What stands in the status of each thread of a process.

@@ -13,7 +13,7 @@ use super::{
         AgentHealth, Baseline, ClassTraffic, Container, ContainerInterface, Drops, Edge, EdgeEnd, Endpoint,
         FlowHealth, Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot, by_name,
     },
-    state::{ContainerEntry, InterfaceEntry, Retired, Side, State, is_live, shares_namespace},
+    state::{ContainerEntry, InterfaceEntry, NAMESPACES, Retired, Side, State, is_live, shares_namespace},
     traffic::Traffic,
     update::{InterfaceKind, Namespace, NetworkInfo, Owner, Place, Removal},
 };
@@ -306,7 +306,12 @@ impl State {
                 "shares the host's network; not yet counted by its cgroup".to_owned()
             }
             Some(Namespace { unseen: Some(why), .. }) => why.clone(),
-            _ => "no interface of it was found".to_owned(),
+            Some(_) => "no interface of it was found".to_owned(),
+            None => {
+                let why =
+                    self.degraded.get(NAMESPACES).map_or("no interface of it was found", String::as_str);
+                why.to_owned()
+            }
         })
     }
 

@@ -32,6 +32,9 @@ use super::{
 /// Engine name of what was found by `/proc` alone; any engine knows better.
 pub const PROC: &str = "proc";
 
+/// What is degraded where a process of a container may not be looked into.
+pub const NAMESPACES: &str = "namespaces";
+
 /// Features that the API of Kubernetes is asked for.
 pub const PODS: &str = "kubernetes pods";
 pub const SERVICES: &str = "kubernetes services";
