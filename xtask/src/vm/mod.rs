@@ -103,6 +103,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     for (test, reason) in LEFT_OUT {
         println!("left out: {test}: {reason}");
     }
+    let started = Instant::now();
     let folder = target().join("vm");
     let tests = build(&options.tests)?;
     // Two of these may run at the same time.
@@ -115,6 +116,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             failed.push(label);
         }
     }
+    let (tests, kernels) = (options.tests.join(", "), options.kernels.join(", "));
+    println!("== {tests} on {kernels}: {} s", started.elapsed().as_secs());
     if !failed.is_empty() {
         bail!("failed on {}", failed.join(", "));
     }
