@@ -8,6 +8,11 @@ use std::{
     time::Instant,
 };
 
+use caps::{CapSet, Capability};
+use netobs::{
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
+    model::InterfaceKey,
+};
 use netobs_tests::{
     bpffs::Bpffs,
     bridged::Bridged,
@@ -61,6 +66,40 @@ fn missing_capabilities_are_named() {
     fails_with(&without("-perfmon,-sys_admin", &watch), &["CAP_PERFMON", "setcap"]);
     fails_with(&without("-net_admin", &["agent", "--listen", "127.0.0.1:0"]), &["CAP_NET_ADMIN"]);
     fails_with(&without("-sys_admin", &["watch", "--demo", "--once"]), &["CAP_SYS_ADMIN", "demo"]);
+}
+
+/// It is the kernel that refuses: nothing is asked for that it does not want, and what is said to include another does.
+#[test]
+fn the_kernel_wants_each_capability() {
+    use Capability::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_SYSLOG};
+    const LO: u32 = 1;
+    // On a thread of its own, and each has its own capabilities.
+    let observe = |without: &'static [Capability]| {
+        Netns::new().run(move || {
+            for capability in without {
+                caps::drop(None, CapSet::Effective, *capability).expect("give it up");
+            }
+            let options = Options {
+                max_interfaces: 4,
+                mode: AttachMode::Clsact,
+                max_flows: 4096,
+                events: EventOptions::default(),
+                log: false,
+            };
+            let mut observer = Observer::load(options).map_err(|error| error.to_string())?;
+            observer.attach(InterfaceKey(0), LO, false).map_err(|error| error.to_string())
+        })
+    };
+    let enough: [&[Capability]; 3] =
+        [&[CAP_BPF], &[CAP_PERFMON], &[CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_SYSLOG]];
+    for without in enough {
+        assert_eq!(observe(without), Ok(()), "{without:?}");
+    }
+    let missing: [&[Capability]; 3] =
+        [&[CAP_BPF, CAP_SYS_ADMIN], &[CAP_PERFMON, CAP_SYS_ADMIN], &[CAP_NET_ADMIN]];
+    for without in missing {
+        assert!(observe(without).is_err(), "{without:?}");
+    }
 }
 
 /// What only less can be shown without is said with what it is for.
@@ -250,6 +289,15 @@ fn an_ordinary_user_with_the_capabilities_can_observe() {
     let output = as_user().args(["watch", "--standalone", "--once", "-o", "json", "--no-engine"]).output();
     let snapshot = json(&output.expect("run netobs watch"));
     assert_eq!(icmp(&snapshot, 0), Some([0, 0]), "{snapshot}");
+
+    // Without what tells the kernel's addresses, it does not name places in it.
+    drop(agent);
+    grant(&setcap.replace(",cap_syslog", ""));
+    let agent = Agent::start_by(as_user(), 9810, &["--no-engine"]);
+    let snapshot = wait_for("a snapshot", LOADED, || agent.snapshot(&world.host));
+    let degraded = snapshot["agent"]["degraded"].to_string();
+    assert!(degraded.contains("[\"drop places\",") && degraded.contains("CAP_SYSLOG"), "{degraded}");
+    drop(agent);
 
     // Without what only tells whose it is, it counts, and says what it cannot tell.
     grant(&setcap.replace("cap_sys_ptrace,", ""));
