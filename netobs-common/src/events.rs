@@ -19,10 +19,13 @@ pub struct EventHeader {
     /// Host byte order.
     pub source_port: u16,
     pub destination_port: u16,
-    /// Bytes of the datagram's payload as its header says, of which the first follow.
+    /// Of UDP, bytes of the payload as its header says. Of TCP, bytes from its header on as the IP header says;
+    /// [`u16::MAX`]: that many at least. The first of them follow.
     pub payload_len: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
     /// 0.
-    pub reserved: u16,
+    pub reserved: u8,
 }
 
 impl EventHeader {
@@ -36,22 +39,25 @@ impl EventHeader {
         source_port: 0,
         destination_port: 0,
         payload_len: 0,
+        protocol: 0,
         reserved: 0,
     };
 }
 
 /// What a record tells of: an index into the counts of what was lost.
 pub mod kind {
-    /// A UDP datagram from or to port 53. Its payload follows, as far as it is asked for.
+    /// From or to port 53: a UDP datagram, whose payload follows, as far as it is asked for; or a TCP segment that
+    /// begins or ends a connection or has a payload, and follows from its header on.
     pub const DNS: u32 = 0;
-    /// A UDP datagram from or to 127.0.0.11, at `lo` of a container's namespace.
+    /// The same from or to 127.0.0.11, at `lo` of a container's namespace.
     pub const EMBEDDED: u32 = 1;
     /// An ARP packet. The frame follows.
     pub const ARP: u32 = 2;
     pub const COUNT: usize = 3;
 }
 
-/// Bytes that a record has room for: a DNS header, a frame with an ARP packet, a DNS query with its name.
+/// Bytes that a record has room for: a DNS header; a frame with an ARP packet, or a TCP header and how its payload
+/// begins; a DNS query with its name, or a short segment.
 pub const HEADER_ROOM: usize = 16;
 pub const FRAME_ROOM: usize = 64;
 pub const NAME_ROOM: usize = 512;

@@ -21,7 +21,7 @@ use crate::{
     ebpf::{EventRing, monotonic_ns},
     model::{
         FlowEnd, InterfaceKey, Update, Way,
-        dns::Path,
+        dns::{Path, Transport},
         event::{Datagram, Event, EventBatch, What},
     },
 };
@@ -163,12 +163,14 @@ fn what(header: &EventHeader, way: Way, bytes: Vec<u8>) -> What {
         kind::EMBEDDED => Path::Embedded,
         _ => Path::Wire,
     };
-    // Too short for a DNS message: its ends do not matter.
+    // Too short for DNS: its ends do not matter.
     let [from, to] = addresses(&header.network).unwrap_or([Ipv4Addr::UNSPECIFIED.into(); 2]);
     let source = FlowEnd { address: from, port: header.source_port };
     let destination = FlowEnd { address: to, port: header.destination_port };
     let (local, remote) = if way == Way::Tx { (source, destination) } else { (destination, source) };
-    What::Dns(path, Datagram { local, remote, payload_len: header.payload_len, bytes })
+    let is_tcp = i32::from(header.protocol) == libc::IPPROTO_TCP;
+    let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
+    What::Dns(path, transport, Datagram { local, remote, payload_len: header.payload_len, bytes })
 }
 
 /// Source and destination in an IP header.

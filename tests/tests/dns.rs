@@ -1,15 +1,14 @@
 //! DNS as containers see it, on real traffic and to the message. Without an engine, so that it runs on any kernel.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use netobs_tests::{
     bridged::Bridged,
-    dns::{self, Server, WAIT, latency, messages},
-    http,
+    dns::{self, Server, TcpClient, TcpServer, WAIT, framed, latency, messages},
+    http, kernel,
     pretend::Pretend,
     program::{Agent, LIMIT, Watch, container, number, signal},
     wait_for,
@@ -155,6 +154,11 @@ fn over_ipv6() {
     assert_eq!(counts(&client), [4, 0, 0, 0, 0, 0], "{client}");
     let (count, sum) = latency(&client);
     assert!(count == 4 && sum >= 4 * WAIT && sum <= measured, "{client}");
+    let _server = TcpServer::start(world.netns(1), address);
+    TcpClient::connect(world.netns(0), address).ask(&["instant", "just"]);
+    let client = until(&world, &watch, 0, "client", |messages| is_done(messages, 6));
+    assert_eq!(responses(&client), r#"{"NOERROR":5,"NXDOMAIN":1}"#);
+    assert_eq!(by_tcp(&world, &watch, 0), (2, 0));
 }
 
 /// Whatever is sent to the port: it is no query, it is counted, and nothing breaks.
@@ -321,6 +325,17 @@ fn a_container_on_the_hosts_network() {
     let seen = container(&watch.fresh(), on_host.name()).expect("there");
     let client = messages(&seen, "client", "wire").expect("its messages");
     assert_eq!(number(&client, "queries"), queries, "{client}");
+    // By TCP.
+    let _server = TcpServer::start(world.netns(0), server(0));
+    let octal: String = framed(&[dns::query(7, "just")]).iter().map(|byte| format!("\\{byte:03o}")).collect();
+    on_host
+        .sh(&world.host, &format!("{{ printf '{octal}'; sleep 1; }} | busybox nc 10.53.0.10 53 >/dev/null"));
+    let client = watch.until("what was asked by TCP", |snapshot| {
+        let client = messages(&container(snapshot, on_host.name())?, "client", "wire")?;
+        (number(&client, "tcp_queries") == 1 && number(&client, "pending") == 0).then_some(client)
+    });
+    assert_eq!(counts(&client), [queries + 1, 0, 0, 0, 0, 0], "{client}");
+    assert_eq!(number(&client["responses"], "NXDOMAIN"), 1, "{client}");
 }
 
 const EMBEDDED: &str = "127.0.0.11:53";
@@ -355,6 +370,16 @@ fn the_server_inside_the_namespace() {
         let packets = format!("{direction}.packets");
         assert_eq!(number(&seen, &packets), number(&before, &packets), "lo is not counted: {seen}");
     }
+    // By TCP as well.
+    let _server = TcpServer::start(world.netns(0), address);
+    TcpClient::connect(world.netns(0), address).ask(&["instant", "just", "web.example"]);
+    let inside = watch.until("what was asked by TCP", |snapshot| {
+        let inside = messages(&container(snapshot, world.name(0))?, "client", "embedded")?;
+        is_done(&inside, 11).then_some(inside)
+    });
+    assert_eq!((counts(&inside), number(&inside, "tcp_queries")), ([11, 0, 0, 0, 0, 0], 3), "{inside}");
+    assert_eq!(responses(&inside), r#"{"NOERROR":8,"NXDOMAIN":3}"#);
+    assert_eq!(by_tcp(&world, &watch, 0), (3, 0));
     // What a killed run leaves is removed by the next, and at the end nothing is left.
     watch.kill();
     assert_eq!(filters(0), 1, "nobody to remove it");
@@ -369,38 +394,48 @@ fn the_server_inside_the_namespace() {
     assert_eq!(filters(0), 0);
 }
 
-/// What is asked by TCP is not read; that something was asked so is said, to the packet.
+/// Of TCP: queries, and segments that were not read.
+fn by_tcp(world: &Bridged, watch: &Watch, n: usize) -> (u64, u64) {
+    let seen = container(&watch.fresh(), world.name(n)).expect("there");
+    let messages = seen["dns"]["messages"].as_array().expect("messages");
+    let queries = messages.iter().map(|messages| number(messages, "tcp_queries")).sum();
+    (queries, number(&seen, "dns.unread_segments"))
+}
+
+/// Waits until so many queries of a client and its server have all their answers, and nothing is unread.
+fn until_read(world: &Bridged, watch: &Watch, queries: u64) -> Value {
+    let client = until(world, watch, 0, "client", |messages| is_done(messages, queries));
+    let asked = until(world, watch, 1, "server", |messages| is_done(messages, queries));
+    assert_eq!(counts(&client), [queries, 0, 0, 0, 0, 0], "{client}");
+    assert_eq!((counts(&asked), responses(&asked)), (counts(&client), responses(&client)));
+    assert_eq!([by_tcp(world, watch, 0), by_tcp(world, watch, 1)], [(queries, 0); 2]);
+    client
+}
+
+/// Several on one connection, as the client itself measures it; and packets of it by flows, where there are any.
 #[test]
-fn over_tcp_it_is_counted_and_not_read() {
+fn over_tcp() {
     let world = bridged(3);
     let watch = start(&world, &["--flow-interval=200ms"]);
-    let listener = world.netns(1).run(|| TcpListener::bind(server(1)).expect("bind the name server"));
-    let serving = std::thread::spawn(move || {
-        let (mut client, _) = listener.accept().expect("a client");
-        let mut message = [0; 31];
-        client.read_exact(&mut message).expect("a query");
-        client.write_all(&message).expect("answer");
-    });
-    let asking = world.netns(0).spawn(|| {
-        let mut message = vec![0, 29];
-        message.extend(dns::query(3, "web.example"));
-        let mut server = TcpStream::connect(server(1)).expect("connect");
-        server.write_all(&message).expect("ask");
-        server.read_exact(&mut [0; 31]).expect("an answer");
-    });
-    asking.join().expect("the client");
-    serving.join().expect("the server");
+    let _server = TcpServer::start(world.netns(1), server(1));
+    let mut client = TcpClient::connect(world.netns(0), server(1));
+    let mut measured = client.ask(&["web.example", "nowhere.example", "web.example", "sick.example"]);
+    drop(client);
+    measured += TcpClient::connect(world.netns(0), server(1)).ask(&["web.example"]);
+    let seen = until_read(&world, &watch, 5);
+    assert_eq!(responses(&seen), r#"{"NOERROR":3,"NXDOMAIN":1,"SERVFAIL":1}"#);
+    let (count, sum) = latency(&seen);
+    assert!(count == 5 && sum >= 5 * WAIT && sum <= measured, "{seen}, the client itself {measured:?}");
     for n in 0..2 {
-        let seen = watch.until("all of the connection", |snapshot| {
+        watch.until("all of the connections", |snapshot| {
             let now = container(snapshot, world.name(n))?;
             let tcp = |unit: &str| {
                 let of = |way: &str| number(&now, &format!("{way}.protocol.tcp.{unit}"));
                 of("rx") + of("tx")
             };
             let over_tcp = ["packets", "bytes"].map(|unit| number(&now, &format!("dns.over_tcp.{unit}")));
-            (over_tcp[0] >= 7 && over_tcp == ["packets", "bytes"].map(tcp)).then_some(now)
+            (over_tcp[0] >= 20 && over_tcp == ["packets", "bytes"].map(tcp)).then_some(())
         });
-        assert_eq!(seen["dns"]["messages"], serde_json::json!([]), "{seen}");
     }
     let other = container(&watch.fresh(), world.name(2)).expect("the third");
     assert_eq!(number(&other, "dns.over_tcp.packets"), 0, "{other}");
@@ -408,6 +443,129 @@ fn over_tcp_it_is_counted_and_not_read() {
     let unknown = container(&without.fresh(), world.name(0)).expect("there");
     assert!(unknown["dns"]["over_tcp"].is_null(), "{unknown}");
     without.terminate();
+}
+
+/// However a stream is cut into segments: several messages in one, a message in several, its length apart.
+#[test]
+fn however_tcp_has_cut_it() {
+    let world = bridged(2);
+    let watch = start(&world, &[]);
+    let _server = TcpServer::start(world.netns(1), server(1));
+    let mut client = TcpClient::connect(world.netns(0), server(1));
+    // As the C library asks for both kinds of addresses.
+    client.send(&framed(&[dns::query(1, "instant"), dns::query(2, "instant")]));
+    for _ in 0..2 {
+        client.receive();
+    }
+    for ends in [&[2][..], &[1, 2], &[1, 9, 20], &[2, 13, 14, 15]] {
+        let stream = framed(&[dns::query(3, "just")]);
+        let mut from = 0;
+        for &end in ends {
+            client.send(&stream[from..end]);
+            from = end;
+        }
+        client.send(&stream[from..]);
+        client.receive();
+    }
+    until_read(&world, &watch, 6);
+    // In super-packets, and without.
+    let received =
+        || number(&container(&watch.fresh(), world.name(0)).expect("there"), "rx.protocol.tcp.packets");
+    let before = received();
+    client.ask(&["long", "instant"]);
+    let together = received() - before;
+    for n in 0..2 {
+        world.netns(n).sh("ip link set eth0 gso_max_segs 1");
+    }
+    let mut client = TcpClient::connect(world.netns(0), server(1));
+    let before = received();
+    client.ask(&["long", "instant"]);
+    let apart = received() - before;
+    assert!(together < 5 && apart >= 5, "{together} and {apart} segments");
+    client.ask(&["long"]);
+    let seen = until_read(&world, &watch, 11);
+    assert_eq!(responses(&seen), r#"{"NOERROR":7,"NXDOMAIN":4}"#);
+}
+
+/// What is sent again by TCP is asked once.
+#[test]
+fn retransmissions_of_tcp_count_once() {
+    let world = bridged(2);
+    let watch = start(&world, &[]);
+    let _server = TcpServer::start(world.netns(1), server(1));
+    let mut client = TcpClient::connect(world.netns(0), server(1));
+    client.ask(&["instant"]);
+    let again = |n: usize| kernel::snmp(world.netns(n), "Tcp", "RetransSegs");
+    // What has passed the server's interface is dropped there, queries first, then what answers them.
+    for (n, name) in [(1, "instant"), (0, "just"), (0, "long")] {
+        world.netns(n).sh("iptables -A INPUT -i eth0 -j DROP");
+        let before = again(1 - n);
+        client.send(&framed(&[dns::query(9, name)]));
+        wait_for("what is sent again", LIMIT, || {
+            if again(1 - n) >= before + 2 { Ok(()) } else { Err(again(1 - n).to_string()) }
+        });
+        world.netns(n).sh("iptables -F INPUT");
+        client.receive();
+    }
+    until_read(&world, &watch, 4);
+}
+
+/// Nobody's word for where its messages begin: said to be unread, to the segment. The next connection is read.
+#[test]
+fn what_of_tcp_cannot_be_followed_is_unread() {
+    let world = bridged(2);
+    let _server = TcpServer::start(world.netns(1), server(1));
+    let mut early = TcpClient::connect(world.netns(0), server(1));
+    early.ask(&["instant"]);
+    let watch = start(&world, &[]);
+    early.ask(&["instant", "just", "instant"]);
+    let unread = |n: usize, segments: u64| {
+        wait_for("what is unread", LIMIT, || {
+            let now = by_tcp(&world, &watch, n);
+            if now.1 == segments { Ok(now.0) } else { Err(format!("{now:?}")) }
+        })
+    };
+    assert_eq!([unread(0, 6), unread(1, 6)], [0; 2]);
+    let mut client = TcpClient::connect(world.netns(0), server(1));
+    client.ask(&["instant"]);
+    // More than is told of: headers of TCP and the beginnings of messages are in 512 bytes.
+    let many: Vec<_> = (100..140).map(|id| dns::query(id, "quiet")).collect();
+    client.send(&framed(&many));
+    assert_eq!([unread(0, 7), unread(1, 7)], [1 + 19; 2]);
+    client.ask(&["instant"]);
+    // The query is unread, too; what answers it is followed, and nobody has asked for it.
+    assert_eq!([unread(0, 8), unread(1, 8)], [20; 2]);
+    let seen = until(&world, &watch, 0, "client", |messages| number(messages, "unmatched") == 1);
+    assert_eq!(responses(&seen), r#"{"NOERROR":2}"#);
+    // What is no DNS.
+    TcpClient::connect(world.netns(0), server(1)).send(b"\0\x20GET / HTTP/1.0 and so on, some more");
+    watch.until("what is none of DNS", |snapshot| {
+        let seen = container(snapshot, world.name(1))?;
+        (number(&seen, "dns.malformed") == 1).then_some(())
+    });
+}
+
+/// The same ends, ports and ID.
+#[test]
+fn tcp_and_udp_do_not_answer_each_other() {
+    let world = bridged(2);
+    let watch = start(&world, &["--dns-names"]);
+    let _servers = (Server::start(world.netns(1), server(1)), TcpServer::start(world.netns(1), server(1)));
+    let mut client = TcpClient::connect(world.netns(0), server(1));
+    let port = client.port();
+    let socket = world.netns(0).run(move || UdpSocket::bind(("0.0.0.0", port)).expect("bind"));
+    socket.send_to(&dns::query(0, "quiet.udp"), server(1)).expect("ask");
+    client.ask(&["instant.tcp"]);
+    let seen = until(&world, &watch, 0, "client", |messages| {
+        number(messages, "queries") == 2 && number(messages, "pending") == 0
+    });
+    assert_eq!((counts(&seen), number(&seen, "tcp_queries")), ([2, 0, 0, 1, 0, 0], 1), "{seen}");
+    assert_eq!(latency(&seen).0, 1);
+    let seen = container(&watch.fresh(), world.name(0)).expect("there");
+    assert_eq!(
+        seen["dns"]["names"],
+        serde_json::json!([{"name": "instant.tcp", "queries": 1}, {"name": "quiet.udp", "queries": 1}])
+    );
 }
 
 /// Containers with such a server come and go, and nothing of them stays.

@@ -69,6 +69,8 @@ fn tells_of_messages_and_connections() {
         let socket = UdpSocket::bind("10.83.0.10:0").expect("bind");
         socket.send_to(&dns::query(7, "a.example"), address(53)).expect("send");
     });
+    let _tcp_server = dns::TcpServer::start(world.netns(1), address(53));
+    dns::TcpClient::connect(world.netns(0), address(53)).ask(&["long", "nowhere"]);
     traffic::tcp(world.netns(0), world.netns(1), address(4001), 1000);
     let frame = frames::ethernet(0x88b5, &[0; 46]);
     traffic::raw(world.netns(0), "eth0", vec![frame; 3]);
@@ -78,9 +80,13 @@ fn tells_of_messages_and_connections() {
         let connected: u64 = connected.as_array()?.iter().filter_map(Value::as_u64).sum();
         let told = [
             number(&client, "arp.requests_tx") >= 1,
-            dns::messages(&client, "client", "wire")
-                .is_some_and(|messages| number(&messages, "queries") == 1),
-            connected + number(&client, "tcp.connections.client_handshake.unmeasured") == 1,
+            dns::messages(&client, "client", "wire").is_some_and(|messages| {
+                let queries = ["queries", "tcp_queries"].map(|part| number(&messages, part));
+                let responses = serde_json::json!({"NOERROR": 2, "NXDOMAIN": 1});
+                queries == [3, 2] && messages["responses"] == responses
+            }),
+            number(&client, "dns.unread_segments") == 0,
+            connected + number(&client, "tcp.connections.client_handshake.unmeasured") == 2,
             number(&client, "foreign_mac.packets") == 3,
             number(&server, "rx.ethertype.other.packets") == 3,
         ];

@@ -23,7 +23,10 @@ fn ours() -> BTreeSet<u32> {
 }
 
 fn observer(max_flows: u32, dns_and_arp: bool) -> Observer {
-    let events = EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() };
+    observer_of(max_flows, EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() })
+}
+
+fn observer_of(max_flows: u32, events: EventOptions) -> Observer {
     let options = Options { max_interfaces: 1024, mode: AttachMode::Auto, max_flows, events, log: false };
     Observer::load(options).expect("load")
 }
@@ -110,6 +113,23 @@ fn what_is_off_is_not_in_the_program() {
         sizes.push(size);
     }
     assert!(sizes.is_sorted() && sizes[0] < sizes[1] && sizes[1] < sizes[2], "{sizes:?}");
+}
+
+/// With ARP alone, nothing of what DNS takes: that is more than ARP does.
+#[test]
+fn without_dns_only_arp_is_in_the_program() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let [none, arp, all] = [(false, false), (false, true), (true, true)].map(|(dns, arp)| {
+        let _loaded = observer_of(0, EventOptions { dns, arp, ..EventOptions::default() });
+        let ours = ours();
+        let programs = aya::programs::loaded_programs().filter_map(Result::ok);
+        let mut sizes = programs
+            .filter(|program| ours.contains(&program.id()) && program.name_as_str() == Some("netobs_ingress"))
+            .map(|program| program.size_translated().expect("root"));
+        sizes.next().expect("it is loaded")
+    });
+    assert!(none < arp && arp - none < all - arp, "{none}, {arp}, {all} bytes");
+    println!("netobs_ingress: {none} bytes without events, {arp} with ARP, {all} with DNS, too");
 }
 
 /// Programs of this process are told apart from none of its own.

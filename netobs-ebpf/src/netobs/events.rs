@@ -1,5 +1,5 @@
-//! Packets that are told of one by one: DNS messages, and ARP. All others pay one comparison for it, and none
-//! where nothing of it is asked for.
+//! Packets that are told of one by one: DNS over UDP, segments of DNS over TCP, and ARP. All others pay one comparison
+//! for it, TCP and UDP those of their ports, and none where nothing of it is asked for.
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -18,7 +18,7 @@ use netobs_common::{
     l4,
 };
 use netobs_ebpf::{
-    headers::{ETH_LEN, protocol},
+    headers::{ETH_LEN, protocol, tcp_flag},
     packet::{Packet, opaque},
 };
 
@@ -73,11 +73,29 @@ pub fn look<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u
         }
         return;
     }
+    // The verifier knows the mask: without DNS, nothing of what follows is in the program.
+    if classes & !(1 << class::ARP) == 0 {
+        return;
+    }
     let (network, transport) = (opaque(packet.network.into()) as u32, opaque(packet.transport.into()) as u32);
     if transport != 0 && may_be_dns::<LINK>(skb, transport) {
-        dns(skb, ends(network, transport), attachment(slot, DIRECTION), kind::DNS);
+        on_wire(skb, ends(network, transport), attachment(slot, DIRECTION), class);
     }
 }
+
+/// Apart, so that there is one way to it.
+#[inline(never)]
+fn on_wire(skb: *mut __sk_buff, ends: u64, attachment: u32, class: u32) -> u64 {
+    if TCP_CLASSES >> (class & 0x1f) & 1 == 0 {
+        dns(skb, ends, attachment, kind::DNS)
+    } else {
+        segment(skb, ends, attachment, kind::DNS)
+    }
+}
+
+/// Bit by [`class`].
+const TCP_CLASSES: u32 =
+    1 << (class::IPV4 + l4::TCP) | 1 << (class::IPV6 + l4::TCP) | 1 << (class::VLAN + l4::TCP);
 
 /// Tells of a packet that passes `lo` of a container's namespace, if it is of the name server there. Its port
 /// is not known: packets to it have it translated from 53 here, those from it not yet.
@@ -90,7 +108,7 @@ pub fn look_at_loopback(skb: *mut __sk_buff, slot: u32) {
         // SAFETY: inside the linear part, as just checked; unaligned as the verifier allows it.
         let (protocol, ends) = unsafe { (*((header + 9) as *const u8), *((header + 12) as *const u64)) };
         let server = u32::from_ne_bytes(EMBEDDED_SERVER);
-        if protocol != protocol::UDP || (ends as u32 != server && (ends >> 32) as u32 != server) {
+        if (ends as u32 != server && (ends >> 32) as u32 != server) || !is_read(protocol) {
             return;
         }
     }
@@ -104,15 +122,24 @@ fn loopback(skb: *mut __sk_buff, slot: u32) -> u64 {
     if !load(skb, ETH_LEN as u32 - 2, &mut ethertype)
         || ethertype != [0x08, 0x00]
         || !load(skb, ETH_LEN as u32, &mut header)
-        || header[9] != protocol::UDP
+        || !is_read(header[9])
         || (header[12..16] != EMBEDDED_SERVER && header[16..20] != EMBEDDED_SERVER)
         // A later fragment has no ports.
         || (header[6] & 0x1f) | header[7] != 0
     {
         return 0;
     }
-    let transport = ETH_LEN as u32 + u32::from(header[0] & 0xf) * 4;
-    dns(skb, ends(ETH_LEN as u32, transport), attachment(slot, EGRESS), kind::EMBEDDED)
+    let ends = ends(ETH_LEN as u32, ETH_LEN as u32 + u32::from(header[0] & 0xf) * 4);
+    if header[9] == protocol::UDP {
+        dns(skb, ends, attachment(slot, EGRESS), kind::EMBEDDED)
+    } else {
+        segment(skb, ends, attachment(slot, EGRESS), kind::EMBEDDED)
+    }
+}
+
+#[inline(always)]
+const fn is_read(protocol: u8) -> bool {
+    protocol == protocol::UDP || protocol == protocol::TCP
 }
 
 /// Whether either port is 53, or may be since they are not where they nearly always are. At a constant offset:
@@ -158,6 +185,7 @@ fn dns(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
     }
     let mut header = header(kind, attachment);
     (header.source_port, header.destination_port) = (source_port, destination_port);
+    header.protocol = protocol::UDP;
     header.payload_len = u16::from_be_bytes([l1, l0]).saturating_sub(8);
     // SAFETY: a static; volatile, since userspace sets it.
     let names = unsafe { read_volatile(&raw const NAMES) } != 0;
@@ -165,6 +193,45 @@ fn dns(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
         submit::<NAME_ROOM>(skb, ends as u32, transport + 8, NAME_ROOM as u32, &header)
     } else {
         submit::<HEADER_ROOM>(skb, ends as u32, transport + 8, DNS_HEADER as u32, &header)
+    }
+}
+
+/// A TCP segment that begins or ends a connection, or has a payload. `ends` as above. A short one is told of whole, as
+/// is what goes to port 53 as far as there is room; of a longer one the header and how its payload begins: it is
+/// the middle of a message, or one begins there.
+#[inline(never)]
+fn segment(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
+    let (network, transport) = (ends as u32, (ends >> 32) as u32);
+    let (mut ip, mut tcp) = ([0u8; 6], [0u8; 14]);
+    if !load(skb, network, &mut ip) || !load(skb, transport, &mut tcp) {
+        return 0;
+    }
+    let (source_port, destination_port) =
+        (u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]]));
+    if kind == kind::DNS && source_port != DNS_PORT && destination_port != DNS_PORT {
+        return 0;
+    }
+    // As the IP header says: there may be padding behind. 0 of a packet that is too long for it.
+    let (fixed, len) = if ip[0] >> 4 == 4 { (0, [ip[2], ip[3]]) } else { (IP_BYTES as u32, [ip[4], ip[5]]) };
+    let len = u32::from(u16::from_be_bytes(len));
+    let len = if len == 0 {
+        // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+        unsafe { (*skb).len }.saturating_sub(transport)
+    } else {
+        (fixed + len).saturating_sub(transport - network)
+    };
+    let has_payload = len > u32::from(tcp[12] >> 4) * 4;
+    if !has_payload && tcp[13] & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) == 0 {
+        return 0;
+    }
+    let mut header = header(kind, attachment);
+    (header.source_port, header.destination_port) = (source_port, destination_port);
+    header.protocol = protocol::TCP;
+    header.payload_len = if len > u32::from(u16::MAX) { u16::MAX } else { len as u16 };
+    if len <= FRAME_ROOM as u32 || (len > NAME_ROOM as u32 && destination_port != DNS_PORT) {
+        submit::<FRAME_ROOM>(skb, network, transport, FRAME_ROOM as u32, &header)
+    } else {
+        submit::<NAME_ROOM>(skb, network, transport, NAME_ROOM as u32, &header)
     }
 }
 
@@ -217,7 +284,7 @@ fn submit<const ROOM: usize>(
     // SAFETY: reserved with the size of the record; the helper writes no more than there is room for.
     unsafe {
         (*pointer).header = *header;
-        // Of IPv4 it is header, UDP header and DNS header: no DNS message has less.
+        // Of IPv4 it is header, UDP header and DNS header, or header and TCP header: nothing of DNS has less.
         bpf_skb_load_bytes(skb.cast(), network, (&raw mut (*pointer).header.network).cast(), IP_BYTES as u32);
         // From there and masked, so that neither the compiler nor the verifier has to know the way here: else
         // it walks it once for each. From 1 to ROOM: nothing to copy becomes too much to copy, which the helper

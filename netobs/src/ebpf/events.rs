@@ -43,8 +43,9 @@ impl EventOptions {
 
     /// Bit by [`class`].
     pub(super) const fn classes(self) -> u32 {
-        let udp = 1 << (class::IPV4 + l4::UDP) | 1 << (class::IPV6 + l4::UDP) | 1 << (class::VLAN + l4::UDP);
-        (if self.dns { udp } else { 0 }) | if self.arp { 1 << class::ARP } else { 0 }
+        let l4 = 1 << l4::UDP | 1 << l4::TCP;
+        let dns = l4 << class::IPV4 | l4 << class::IPV6 | l4 << class::VLAN;
+        (if self.dns { dns } else { 0 }) | if self.arp { 1 << class::ARP } else { 0 }
     }
 }
 

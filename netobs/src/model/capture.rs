@@ -73,11 +73,20 @@ impl Book {
 }
 
 /// Which way a packet passes a [`Point`]: seen from its container, or from a bridge device itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
     Rx,
     Tx,
+}
+
+impl Way {
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Rx => Self::Tx,
+            Self::Tx => Self::Rx,
+        }
+    }
 }
 
 /// A packet as it passed.

@@ -12,26 +12,27 @@ use serde::{Deserialize, Serialize};
 use super::{
     arp::{Arp, ArpCounts, ArpReport},
     capture::Way,
-    dns::{DnsCounts, DnsSeen, MAX_NAMES, Outstanding, Path, Role, message},
+    dns::{DnsCounts, DnsSeen, MAX_NAMES, Outstanding, Path, Role, Transport, message, stream::Streams},
     snapshot::Container,
     state::State,
     traffic::Count,
     update::{FlowEnd, InterfaceKey},
 };
 
-/// A UDP datagram as its container has it.
+/// A UDP datagram as its container has it; a TCP segment from its header on; or a message in such segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
     pub local: FlowEnd,
     pub remote: FlowEnd,
+    /// Of a segment with its header; [`u16::MAX`]: that many at least.
     pub payload_len: u16,
-    /// The first of the payload.
+    /// The first of that.
     pub bytes: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    Dns(Path, Datagram),
+    Dns(Path, Transport, Datagram),
     /// The frame.
     Arp(Vec<u8>),
 }
@@ -93,6 +94,7 @@ pub(super) struct EventTable {
     looked: Looked,
     places: BTreeMap<InterfaceKey, Place>,
     outstanding: Outstanding,
+    streams: Streams,
     arp: Arp,
     /// Names that are kept.
     names: usize,
@@ -109,12 +111,14 @@ pub(super) struct EventTable {
 pub struct DnsReport {
     /// By role and path; what there was none of is not there.
     pub messages: Vec<DnsMessages>,
-    /// Datagrams from or to port 53 that are no DNS messages.
+    /// Datagrams from or to port 53, and what TCP has there as messages, that are none of DNS.
     pub malformed: u64,
     /// DNS messages that are neither queries nor their responses.
     pub other: u64,
-    /// Packets of TCP connections from and to port 53, both ways: what they ask is not read. None without flows.
+    /// Packets of TCP connections from and to port 53, both ways. None without flows.
     pub over_tcp: Option<Count>,
+    /// TCP segments with a payload from or to port 53 whose messages could not be read, or not all of them.
+    pub unread_segments: u64,
     /// Why the engine's name server in its namespace is not observed, if there is one.
     pub embedded_unobserved: Option<String>,
     /// What it asked for most, first; none where that was not asked for.
@@ -166,10 +170,19 @@ impl EventTable {
         Self { looked, ..Self::default() }
     }
 
-    fn dns(&mut self, event: &Event, path: Path, datagram: &Datagram) {
+    fn segment(&mut self, event: &Event, path: Path, segment: &Datagram) {
+        let found = self.streams.segment(event, segment);
+        for message in &found.messages {
+            self.message(event, path, Transport::Tcp, message);
+        }
+        let seen = &mut self.places.entry(event.interface).or_default().seen.dns;
+        seen.unread_segments += u64::from(found.is_unread);
+    }
+
+    fn message(&mut self, event: &Event, path: Path, transport: Transport, datagram: &Datagram) {
         let seen = &mut self.places.entry(event.interface).or_default().seen.dns;
         let Self { outstanding, names, looked, .. } = self;
-        let role = outstanding.message(event.interface, path, event.way, event.time_ns, datagram, seen);
+        let role = outstanding.message(event, path, transport, datagram, seen);
         if !looked.names || role != Some(Role::Client) {
             return;
         }
@@ -187,6 +200,7 @@ impl EventTable {
 
     /// What was seen at places goes to those that it is known to be of.
     fn expire_queries(&mut self, read_ns: u64) {
+        self.streams.expire(read_ns);
         let Self { outstanding, places, .. } = self;
         outstanding.expire(read_ns, |interface, role, path| {
             let seen = &mut places.entry(interface).or_default().seen.dns;
@@ -211,7 +225,8 @@ impl State {
         for event in &batch.events {
             table.expire_queries(event.time_ns);
             match &event.what {
-                What::Dns(path, datagram) => table.dns(event, *path, datagram),
+                What::Dns(path, Transport::Tcp, segment) => table.segment(event, *path, segment),
+                What::Dns(path, transport, datagram) => table.message(event, *path, *transport, datagram),
                 What::Arp(frame) => {
                     let EventTable { arp, places, .. } = &mut table;
                     let scope = self.arp_scope(event.interface);
@@ -317,6 +332,7 @@ impl State {
             malformed: seen.malformed,
             other: seen.other,
             over_tcp: self.containers.get(id).filter(|_| self.flows.is_on()).map(|entry| entry.dns_over_tcp),
+            unread_segments: seen.unread_segments,
             embedded_unobserved: self.events.unobserved.get(id).cloned(),
             names: self.events.looked.names.then_some(names),
             other_names: seen.other_names,
@@ -354,7 +370,7 @@ mod tests {
         let bytes = vec![0, 1, flags, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         let datagram =
             Datagram { local: end("10.0.0.2", 4000), remote: end("10.0.0.1", 53), payload_len: 30, bytes };
-        Event { interface: ETH0, way, time_ns, what: What::Dns(Path::Wire, datagram) }
+        Event { interface: ETH0, way, time_ns, what: What::Dns(Path::Wire, Transport::Udp, datagram) }
     }
 
     fn batch(events: Vec<Event>, read_ns: u64) -> Update {

@@ -269,11 +269,13 @@ fn dns() -> DnsReport {
     let mut latency = DnsLatency { sum_ns: 9 * 300_000, ..DnsLatency::default() };
     latency.buckets[2] = 9;
     let responses = by_name([("NOERROR", 8), ("NXDOMAIN", 1)]);
-    let counts = DnsCounts { queries: 10, responses, unanswered: 1, latency, ..DnsCounts::default() };
+    let counts =
+        DnsCounts { queries: 10, tcp_queries: 2, responses, unanswered: 1, latency, ..DnsCounts::default() };
     DnsReport {
         messages: vec![DnsMessages { role: Role::Client, via: Path::Embedded, pending: 0, counts }],
         malformed: 4,
         over_tcp: Some(crate::model::Count { packets: 12, bytes: 900 }),
+        unread_segments: 3,
         names: Some(vec![DnsName { name: "db".into(), queries: 9 }]),
         other_names: 1,
         ..DnsReport::default()

@@ -1,6 +1,7 @@
 //! DNS as containers see it: queries, responses by code, how long they took, what was never answered.
 
 pub mod message;
+pub mod stream;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use self::message::Message;
 use super::{
     capture::Way,
-    event::Datagram,
+    event::{Datagram, Event},
     snapshot::ByName,
     update::{FlowEnd, InterfaceKey},
 };
@@ -70,12 +71,21 @@ impl Path {
     }
 }
 
+/// What carries messages. Those of one are counted with those of the other, and do not answer them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
 /// Messages of one role by one way. Queries are `retransmitted + untracked + latency's count + unanswered` and
 /// those that are still waited for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DnsCounts {
     /// Every one, those that were sent again included.
     pub queries: u64,
+    /// Of these, by TCP.
+    pub tcp_queries: u64,
     /// Sent again (same ends and ID) while the first was waited for.
     pub retransmitted: u64,
     /// By response code: every one.
@@ -123,6 +133,7 @@ impl DnsCounts {
 impl std::ops::AddAssign<&Self> for DnsCounts {
     fn add_assign(&mut self, other: &Self) {
         self.queries += other.queries;
+        self.tcp_queries += other.tcp_queries;
         self.retransmitted += other.retransmitted;
         for (code, count) in &other.responses {
             *self.responses.entry(code.clone()).or_default() += count;
@@ -142,8 +153,11 @@ impl std::ops::AddAssign<&Self> for DnsCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsSeen {
     pub counts: BTreeMap<(Role, Path), DnsCounts>,
-    /// Datagrams from or to port 53 that are no DNS messages.
+    /// Datagrams from or to port 53, and what TCP has there as messages, that are none of DNS.
     pub malformed: u64,
+    /// TCP segments with a payload from or to port 53 that could not be read, or not to their end: a connection's
+    /// beginning was not seen, or a part of it; more is in one than was told of; more connections than are followed.
+    pub unread_segments: u64,
     /// DNS messages that are neither queries nor their responses.
     pub other: u64,
     /// Names that the container asked for, where these are kept, and those that there was no room for.
@@ -157,6 +171,7 @@ impl std::ops::AddAssign<&Self> for DnsSeen {
             *self.counts.entry(*key).or_default() += counts;
         }
         self.malformed += other.malformed;
+        self.unread_segments += other.unread_segments;
         self.other += other.other;
         for (name, count) in &other.names {
             *self.names.entry(name.clone()).or_default() += count;
@@ -171,6 +186,7 @@ struct QueryKey {
     interface: InterfaceKey,
     role: Role,
     path: Path,
+    transport: Transport,
     local: FlowEnd,
     remote: FlowEnd,
     id: u16,
@@ -192,10 +208,9 @@ impl Outstanding {
     /// kept how much there is.
     pub fn message(
         &mut self,
-        interface: InterfaceKey,
+        event: &Event,
         path: Path,
-        way: Way,
-        time_ns: u64,
+        transport: Transport,
         datagram: &Datagram,
         seen: &mut DnsSeen,
     ) -> Option<Role> {
@@ -211,7 +226,7 @@ impl Outstanding {
                 return None;
             }
         };
-        let role = if is_query == (way == Way::Tx) { Role::Client } else { Role::Server };
+        let role = if is_query == (event.way == Way::Tx) { Role::Client } else { Role::Server };
         let (local, mut remote) = (datagram.local, datagram.remote);
         let server = if role == Role::Client { remote } else { local };
         match path {
@@ -223,14 +238,14 @@ impl Outstanding {
             Path::Wire => {}
         }
         let counts = seen.counts.entry((role, path)).or_default();
-        let key = |id| QueryKey { interface, role, path, local, remote, id };
+        let key = |id| QueryKey { interface: event.interface, role, path, transport, local, remote, id };
         match message {
-            Message::Query { id } => self.query(key(id), time_ns, counts),
+            Message::Query { id } => self.query(key(id), event.time_ns, counts),
             Message::Response { id, rcode, truncated } => {
                 *counts.responses.entry(message::rcode_name(rcode).into()).or_default() += 1;
                 counts.truncated += u64::from(truncated);
                 match self.since_ns.remove(&key(id)) {
-                    Some(since_ns) => counts.latency.observe(time_ns.saturating_sub(since_ns)),
+                    Some(since_ns) => counts.latency.observe(event.time_ns.saturating_sub(since_ns)),
                     None => counts.unmatched += 1,
                 }
             }
@@ -241,6 +256,7 @@ impl Outstanding {
 
     fn query(&mut self, key: QueryKey, time_ns: u64, counts: &mut DnsCounts) {
         counts.queries += 1;
+        counts.tcp_queries += u64::from(key.transport == Transport::Tcp);
         if self.since_ns.contains_key(&key) {
             counts.retransmitted += 1;
             return;

@@ -16,8 +16,9 @@ use crate::{
 const NS_PER_SECOND: f64 = 1e9;
 
 type DnsField = (&'static str, &'static str, fn(&DnsCounts) -> u64);
-const DNS: [DnsField; 6] = [
+const DNS: [DnsField; 7] = [
     ("queries", "DNS queries, those that were sent again included", |dns| dns.queries),
+    ("tcp_queries", "DNS queries by TCP, of all queries", |dns| dns.tcp_queries),
     ("retransmitted", "DNS queries that were sent again while the first was waited for", |dns| {
         dns.retransmitted
     }),
@@ -135,7 +136,7 @@ fn write_rest(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
         || snapshot.containers.iter().filter_map(|container| Some((container, container.dns.as_ref()?)));
     out.sums(
         "netobs_container_dns_malformed_total",
-        "Datagrams from or to port 53 that are no DNS messages",
+        "Datagrams from or to port 53, and what TCP has there as messages, that are none of DNS",
         reports().map(|(container, report)| (of_container(container), report.malformed)),
     )?;
     out.sums(
@@ -145,8 +146,13 @@ fn write_rest(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error
     )?;
     out.sums(
         "netobs_container_dns_tcp_packets_total",
-        "Packets, both ways, of TCP connections from or to port 53: DNS that is not read",
+        "Packets, both ways, of TCP connections from or to port 53",
         reports().filter_map(|(container, report)| Some((of_container(container), report.over_tcp?.packets))),
+    )?;
+    out.sums(
+        "netobs_container_dns_tcp_unread_segments_total",
+        "TCP segments with a payload from or to port 53 whose DNS messages could not be read, or not all of them",
+        reports().map(|(container, report)| (of_container(container), report.unread_segments)),
     )?;
     let names = reports().flat_map(|(container, report)| {
         let named = report.names.iter().flatten().map(|name| (name.name.as_str(), name.queries));
