@@ -21,8 +21,8 @@ pub fn available(test: &str) -> bool {
 
 /// Where the engine listens.
 pub fn socket() -> PathBuf {
-    let host = std::env::var("DOCKER_HOST");
-    PathBuf::from(host.as_deref().map_or("/var/run/docker.sock", |host| host.trim_start_matches("unix://")))
+    let host = std::env::var("DOCKER_HOST").unwrap_or_default();
+    PathBuf::from(host.strip_prefix("unix://").unwrap_or("/var/run/docker.sock"))
 }
 
 /// Runs `docker` and returns what it prints.

@@ -46,11 +46,9 @@ impl Netobs {
     }
 
     fn docker(run: &[&str], image: &str, bpffs: &Bpffs, command: &[&str]) {
-        let host = std::env::var("DOCKER_HOST").unwrap_or_default();
-        let socket = host.strip_prefix("unix://").unwrap_or("/var/run/docker.sock");
         let volumes = [
             format!("--volume={}:/sys/fs/bpf", bpffs.path().display()),
-            format!("--volume={socket}:/var/run/docker.sock:ro"),
+            format!("--volume={}:/var/run/docker.sock:ro", docker::socket().display()),
         ];
         let options = [
             "--network=host",

@@ -364,6 +364,7 @@ fn a_flow_says_how_its_connect_went() {
         });
         server.join().expect("the server");
         let server = Value::from("server");
+        let mut retransmitted = 0;
         for (port, outcome, received, reset_by) in [
             (6, "refused", 1, &server),
             (7, "timed_out", 0, &Value::Null),
@@ -385,6 +386,7 @@ fn a_flow_says_how_its_connect_went() {
             assert_eq!(client["resets"], serde_json::json!({ "sent": 0, "received": received }), "{flow}");
             assert_eq!(&flow["reset_by"], reset_by, "{flow}");
             assert!(outcome != "timed_out" || client["retransmitted_segments"] != 0, "{flow}");
+            retransmitted += number(client, "retransmitted_segments");
             // No socket of the other end ever knew of the others.
             if outcome == "established" {
                 assert_eq!(flow["server_tcp"]["outcome"], "established", "{flow}");
@@ -392,6 +394,7 @@ fn a_flow_says_how_its_connect_went() {
                 assert!(flow["server_tcp"].is_null() && client["handshake_seconds"].is_null(), "{flow}");
             }
         }
+        assert_eq!(retransmitted, kernel::snmp(world.netns(0), "Tcp", "RetransSegs"), "of all five");
     });
 }
 
