@@ -83,6 +83,20 @@ pub fn look<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u
     }
 }
 
+/// Whether a TCP or UDP packet is one that [`look`] may tell of, by its class and its two ports in network byte order.
+#[inline(always)]
+pub fn is_told_of(class: u32, ports: u32) -> bool {
+    // SAFETY: a static; volatile, since userspace sets it.
+    let classes = unsafe { read_volatile(&raw const EVENT_CLASSES) };
+    classes >> class & 1 != 0 && has_dns_port(ports)
+}
+
+#[inline(always)]
+fn has_dns_port(ports: u32) -> bool {
+    let dns = u32::from(DNS_PORT.to_be());
+    ports & 0xffff == dns || ports >> 16 == dns
+}
+
 /// Apart, so that there is one way to it.
 #[inline(never)]
 fn on_wire(skb: *mut __sk_buff, ends: u64, attachment: u32, class: u32) -> u64 {
@@ -165,9 +179,7 @@ fn is_dns(skb: *mut __sk_buff, offset: usize) -> bool {
         return true;
     }
     // SAFETY: inside the linear part, as just checked; unaligned as the verifier allows it.
-    let ports = unsafe { *(ports as *const u32) };
-    let dns = u32::from(DNS_PORT.to_be());
-    ports & 0xffff == dns || ports >> 16 == dns
+    has_dns_port(unsafe { *(ports as *const u32) })
 }
 
 /// `ends` is where the IP header begins, and in the upper half where the UDP header does.

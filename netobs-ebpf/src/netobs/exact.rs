@@ -9,7 +9,7 @@ use netobs_ebpf::{
 };
 
 use crate::{
-    events,
+    events, fast,
     flows::{self, Amount},
     maps, senders,
 };
@@ -19,6 +19,22 @@ use crate::{
 /// flows are counted at all.
 #[inline(always)]
 pub fn count<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) {
+    if !LINK {
+        look_and_count::<DIRECTION, LINK, FLOWS>(skb, slot);
+    } else if !fast::count::<DIRECTION, FLOWS>(skb, slot) {
+        slow::<DIRECTION, FLOWS>(skb, slot);
+    }
+}
+
+/// The slow path of an interface, a function of its own: what the fast one has come to know need not be kept for it.
+#[inline(never)]
+fn slow<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) -> u64 {
+    look_and_count::<DIRECTION, true, FLOWS>(skb, slot);
+    0
+}
+
+#[inline(always)]
+fn look_and_count<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) {
     let cpu = maps::cpu();
     if let Some(counters) = maps::counters(cpu, slot, DIRECTION) {
         // SAFETY: points into this CPU's block, which no other CPU writes.
@@ -99,7 +115,7 @@ const _: () = assert!(core::mem::offset_of!(Counters, class) == 0 && class::COUN
 /// Counts a super-packet as the segments that it stands for, each with a copy of the headers
 /// (`gso_segs` of the skb; worked out where the sender left it open): what that adds.
 #[inline(always)]
-fn unfold<const ALONE: bool>(
+pub fn unfold<const ALONE: bool>(
     skb: *mut __sk_buff,
     counters: &mut Counters,
     len: u64,
@@ -122,7 +138,7 @@ fn unfold<const ALONE: bool>(
 }
 
 #[inline(always)]
-fn increment<const ALONE: bool>(count: &mut Count, len: u64) {
+pub fn increment<const ALONE: bool>(count: &mut Count, len: u64) {
     plus::<ALONE>(&mut count.packets, 1);
     plus::<ALONE>(&mut count.bytes, len);
 }
@@ -140,7 +156,7 @@ fn plus<const ALONE: bool>(word: &mut u64, by: u64) {
 
 /// Adds `packets` of `len` bytes to the size histogram.
 #[inline(always)]
-fn bucket<const ALONE: bool>(counters: &mut Counters, len: u64, packets: u64) {
+pub fn bucket<const ALONE: bool>(counters: &mut Counters, len: u64, packets: u64) {
     let len = len as u32;
     let size = &mut counters.size;
     // A tree of three or four comparisons; each arm has a constant index, which the verifier likes.

@@ -13,7 +13,7 @@ use netobs_ebpf::{
     source::pointer,
 };
 
-use crate::maps;
+use crate::{events, maps};
 
 /// What one packet adds to its flow.
 #[derive(Clone, Copy)]
@@ -62,7 +62,7 @@ pub fn count<const DIRECTION: u32, const LINK: bool>(
 }
 
 /// The lower six flags: FIN, SYN, RST, PSH, ACK, URG.
-const TCP_FLAGS: u8 = 0x3f;
+pub const TCP_FLAGS: u8 = 0x3f;
 
 /// Beside these: a packet of those that [`netobs_common::Counters::tcp_zero_window`] counts.
 pub const ZERO_WINDOW: u8 = 0x40;
@@ -75,7 +75,7 @@ const WAYS: u32 = 4;
 const NO_CELL: u32 = u32::MAX;
 
 #[inline(always)]
-fn find(tag: u64, cpu: u32) -> Option<&'static mut FlowCell> {
+pub fn find(tag: u64, cpu: u32) -> Option<&'static mut FlowCell> {
     for way in 0..WAYS {
         if let Some(cell) = maps::flow_cell(cpu, first_cell(tag) ^ way) {
             // SAFETY: a cell of this CPU; userspace writes nothing but the tag of one that is taken.
@@ -84,6 +84,7 @@ fn find(tag: u64, cpu: u32) -> Option<&'static mut FlowCell> {
                 return Some(cell);
             }
         }
+        core::hint::cold_path();
     }
     None
 }
@@ -95,7 +96,7 @@ fn first_cell(tag: u64) -> u32 {
 }
 
 #[inline(always)]
-fn add<const DIRECTION: u32>(cell: &mut FlowCell, flags: u8, amount: Amount) {
+pub fn add<const DIRECTION: u32>(cell: &mut FlowCell, flags: u8, amount: Amount) {
     let direction = DIRECTION as usize;
     cell.bytes[direction] += amount.bytes;
     cell.count[direction].packets = cell.count[direction].packets.wrapping_add(1);
@@ -129,43 +130,69 @@ fn tag<const DIRECTION: u32>(skb: *mut __sk_buff, slot: u32, packet: &Packet) ->
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     let network = pointer(data, (packet.network & MAX_NETWORK) as usize);
-    // Source and destination, turned so that both ends of a flow make the same of it.
-    let (hash, turned) = match packet.version {
-        Version::V4 => {
-            if network + 20 > end {
-                return None;
-            }
-            // SAFETY: inside the linear part, as just checked; unaligned as the verifier allows it.
-            let pair = unsafe { *((network + 12) as *const u64) };
-            let turned = (pair as u32) < (pair >> 32) as u32;
-            (mix(maps::flow_seed() ^ if turned { pair.rotate_left(32) } else { pair }), turned)
-        }
-        _ => {
-            if network + 40 > end {
-                return None;
-            }
-            // SAFETY: as above.
-            let words = unsafe { core::ptr::read((network + 8) as *const [u64; 4]) };
-            let turned = if words[1] != words[3] { words[1] < words[3] } else { words[0] < words[2] };
-            let [a, b, c, d] = if turned { [words[2], words[3], words[0], words[1]] } else { words };
-            (mix(mix(mix(mix(maps::flow_seed() ^ a) ^ b) ^ c) ^ d ^ IPV6), turned)
-        }
-    };
-    let ports = match packet.transport {
+    let in_place = match packet.transport {
         0 => 0,
-        transport => ports_in_place(pointer(data, transport as usize), end, packet, turned)?,
+        transport => ports_in_place(pointer(data, transport as usize), end, packet)?,
+    };
+    // What ICMP has is of the packet, not of its ends.
+    let (ports, icmp) = if has_ports(packet.protocol) { (in_place, 0) } else { (0, in_place) };
+    let ends = if packet.version == Version::V4 {
+        if network + 20 > end {
+            return None;
+        }
+        // SAFETY: inside the linear part, as just checked; unaligned as the verifier allows it.
+        ipv4_ends(unsafe { *((network + 12) as *const u64) }, ports, packet.protocol)
+    } else {
+        if network + 40 > end {
+            return None;
+        }
+        // SAFETY: as above.
+        ipv6_ends(unsafe { core::ptr::read((network + 8) as *const [u64; 4]) }, ports, packet.protocol)
     };
     // What goes to many is at many attachments, which are not to look for the same cells.
-    let many = if packet.cast == Cast::UNICAST { 0 } else { slot };
-    let hash = mix(hash ^ (u64::from(ports) | u64::from(packet.protocol) << 32 | u64::from(many) << 40));
-    // An ingress packet comes from the end that an egress packet goes to.
-    let end = u64::from(turned) ^ u64::from(DIRECTION);
-    // Neither free nor leaving.
-    Some((hash ^ end << 32 ^ u64::from(slot) << 2) | LEAVING_CELL << 1)
+    let many = if packet.cast == Cast::UNICAST { 0 } else { slot + 1 };
+    let rest = u64::from(icmp) | u64::from(many) << 32;
+    let rest = if rest == 0 { 0 } else { mix(maps::flow_seed() ^ rest) };
+    let apart = if ports != 0 && events::is_told_of(packet.class, ports) { APART } else { 0 };
+    Some(tag_of::<DIRECTION>(slot, ends, rest) ^ apart)
 }
 
-/// Tells the addresses of IPv6 from those of IPv4.
-const IPV6: u64 = 0x6666_6666_6666_6666;
+/// The same of a TCP or UDP packet over IPv4 to one host: by its addresses and ports as they are in it, the source's in
+/// the lower half. Nobody's, if it is one that is told of.
+#[inline(always)]
+pub fn usual_tag<const DIRECTION: u32>(slot: u32, addresses: u64, ports: u32, protocol: u8) -> u64 {
+    tag_of::<DIRECTION>(slot, ipv4_ends(addresses, ports, protocol), 0)
+}
+
+/// In the tag of a flow whose packets are told of, so that [`usual_tag`] does not find it.
+const APART: u64 = 1 << 62;
+
+/// The hashes of both ends, the source's first, added up: the same whichever way a packet goes, with no branch for it.
+/// What their difference is tells the ways apart.
+#[inline(always)]
+fn tag_of<const DIRECTION: u32>(slot: u32, (source, destination): (u64, u64), rest: u64) -> u64 {
+    // An ingress packet comes from the end that an egress packet goes to.
+    let end = source.wrapping_sub(destination) >> 63 ^ u64::from(DIRECTION);
+    // Neither free nor leaving.
+    (source.wrapping_add(destination).wrapping_add(rest) ^ end << 32 ^ u64::from(slot) << 2)
+        | LEAVING_CELL << 1
+}
+
+#[inline(always)]
+fn ipv4_ends(addresses: u64, ports: u32, protocol: u8) -> (u64, u64) {
+    let key = maps::flow_seed() ^ u64::from(protocol) << 48;
+    let source = addresses & 0xffff_ffff | u64::from(ports & 0xffff) << 32;
+    let destination = addresses >> 32 | u64::from(ports >> 16) << 32;
+    (mix(key ^ source), mix(key ^ destination))
+}
+
+#[inline(always)]
+fn ipv6_ends([a, b, c, d]: [u64; 4], ports: u32, protocol: u8) -> (u64, u64) {
+    let address = |upper, lower| mix(mix(maps::flow_seed() ^ upper) ^ lower) ^ u64::from(protocol) << 48;
+    let source = address(a, b) ^ u64::from(ports & 0xffff) << 32;
+    let destination = address(c, d) ^ u64::from(ports >> 16) << 32;
+    (mix(source), mix(destination))
+}
 
 /// Of what follows: the verifier must know that packet pointers stay near.
 const MAX_TRANSPORT: u32 = 0x7fff;
@@ -178,16 +205,15 @@ fn mix(word: u64) -> u64 {
     word ^ word >> 31
 }
 
-/// Both ports, turned as the addresses are, in any byte order that is always the same.
+/// Both ports as they are in the packet; of ICMP and ICMPv6 [`icmp`].
 #[inline(always)]
-fn ports_in_place(transport: usize, end: usize, packet: &Packet, turned: bool) -> Option<u32> {
+fn ports_in_place(transport: usize, end: usize, packet: &Packet) -> Option<u32> {
     if has_ports(packet.protocol) {
         if transport + 4 > end {
             return None;
         }
         // SAFETY: as in `tag`.
-        let ports = unsafe { *(transport as *const u32) };
-        return Some(if turned { ports.rotate_left(16) } else { ports });
+        return Some(unsafe { *(transport as *const u32) });
     }
     if packet.protocol == protocol::ICMP || packet.protocol == protocol::ICMPV6 {
         if transport + 8 > end {

@@ -6,6 +6,7 @@
 
 mod events;
 mod exact;
+mod fast;
 mod flows;
 mod maps;
 mod senders;
