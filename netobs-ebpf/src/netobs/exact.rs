@@ -26,10 +26,11 @@ pub fn count<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(skb: *mu
     }
 }
 
-/// The slow path of an interface, a function of its own: what the fast one has come to know need not be kept for it.
+/// The slow path of an interface, a function of its own: what the fast one has come to know need not be kept for it. The
+/// verifier walks it once, in whatever way the slot was found.
 #[inline(never)]
 fn slow<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) -> u64 {
-    look_and_count::<DIRECTION, true, FLOWS>(skb, slot);
+    look_and_count::<DIRECTION, true, FLOWS>(skb, packet::opaque(slot.into()) as u32);
     0
 }
 
