@@ -1,7 +1,7 @@
 //! Random frames with the structure of real ones, so that most of them go deep into a parser: tags, options,
 //! extension headers, fragments, then changed and cut anywhere. The same seed makes the same frames.
 
-use crate::test_run::Gso;
+use crate::{reference::OWN_MAC, test_run::Gso};
 
 /// Numbers that are the same in each run (splitmix64).
 pub struct Random(u64);
@@ -158,7 +158,11 @@ fn frame(random: &mut Random, start: usize, into: &mut Vec<u8>) {
         return;
     }
     into.extend(destination(random));
-    into.extend([2, 0, 0, 0, 0, random.byte()]);
+    let mut source = OWN_MAC;
+    if random.percent(50) {
+        source[5] = random.byte();
+    }
+    into.extend(source);
     let tags = random.pick(&[0, 0, 0, 0, 0, 0, 1, 1, 2, 3]);
     for _ in 0..tags {
         into.extend(random.pick(&[[0x81, 0x00], [0x88, 0xa8]]));

@@ -18,7 +18,7 @@ use netobs::{
     ebpf::{self, Attach as _, AttachMode, EventOptions, Observer, Options, wait_for_programs},
     model::{Count, FlowRecord, InterfaceKey},
 };
-use netobs_common::{Counters, FIRST, OPENED};
+use netobs_common::{Counters, FIRST, OPENED, class};
 use netobs_tests::{
     frames,
     netns::Netns,
@@ -36,6 +36,7 @@ use nix::{
 const KEY: InterfaceKey = InterfaceKey(0);
 /// `lo`, whose packets `BPF_PROG_TEST_RUN` pretends to have.
 const LO: u32 = 1;
+const MAX_FLOWS: u32 = 1 << 17;
 const BATCH: usize = 50_000;
 /// How many are shown that are wrong only together.
 const SHOWN: usize = 8;
@@ -67,16 +68,23 @@ struct Counted {
 impl Bench {
     /// In the network namespace of this thread.
     fn new(ifindex: u32, road: Road) -> Self {
+        Self::with(ifindex, road, MAX_FLOWS, false, Some(OWN_MAC))
+    }
+
+    /// `sender`: who the frames' sender is known to be; none: the first is.
+    fn with(ifindex: u32, road: Road, max_flows: u32, dns_and_arp: bool, sender: Option<[u8; 6]>) -> Self {
         let mut observer = Observer::load(Options {
             max_interfaces: 4,
             mode: AttachMode::Auto,
-            max_flows: 1 << 17,
-            events: EventOptions::default(),
+            max_flows,
+            events: EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() },
             log: false,
         })
         .expect("load");
         observer.attach(KEY, ifindex, false).expect("attach");
-        observer.correct_sender(KEY, OWN_MAC);
+        if let Some(mac) = sender {
+            observer.correct_sender(KEY, mac);
+        }
         let before = observer.read(KEY).expect("attached");
         Self { observer, road, before }
     }
@@ -181,6 +189,15 @@ fn expected(batch: &Batch, cases: Range<usize>) -> Expected {
     let mut expected = Expected::default();
     for number in cases {
         expected.add(batch.case(number));
+    }
+    expected
+}
+
+fn expected_without_flows(batch: &Batch, cases: Range<usize>) -> Expected {
+    let mut expected = expected(batch, cases);
+    expected.flows.clear();
+    for counters in &mut expected.counters {
+        (counters.unflowed, counters.unflowed_truncated) = (netobs_common::Count::default(), 0);
     }
     expected
 }
@@ -343,6 +360,46 @@ fn millions_of_random_frames_are_counted_right() {
         thread.join().expect("as expected");
     }
     println!("{} random frames in {:.1?}", batches * BATCH as u64, begin.elapsed());
+}
+
+/// With the checks that the fast path has then.
+#[test]
+fn they_are_whatever_else_is_asked_for() {
+    const BATCHES: u64 = 8;
+    let seed = number("NETOBS_RANDOM_SEED", 0);
+    for (max_flows, dns_and_arp) in [(0, false), (0, true), (MAX_FLOWS, true)] {
+        Netns::new().run(move || {
+            stay_on(cpus()[0]);
+            let mut bench = Bench::with(LO, Road::TestRun, max_flows, dns_and_arp, Some(OWN_MAC));
+            for number in 0..BATCHES {
+                let batch = Batch::for_test_run(!seed << 32 | number, BATCH);
+                let checked = if max_flows == 0 {
+                    bench.check(&batch, &expected_without_flows)
+                } else {
+                    bench.check(&batch, &expected)
+                };
+                assert_eq!(checked, Ok(()), "{max_flows} flows, DNS and ARP {dns_and_arp}, batch {number}");
+            }
+        });
+    }
+}
+
+/// Addresses that no sender has look like what [`netobs_common::Sender::mac`] has where no sender is known.
+#[test]
+fn what_is_not_ip_is_not_whoever_sends_it() {
+    for (ingress, source, ethertype) in [(false, [0xff; 6], 0x0600), (true, [0; 6], 0x0700)] {
+        Netns::new().run(move || {
+            let mut bench = Bench::with(LO, Road::TestRun, 0, false, None);
+            let datagram = frames::ipv4(17, [10, 0, 0, 1], [10, 0, 0, 2], 0, &frames::ports(40_000, 80, 30));
+            let mut frame = frames::ethernet(ethertype, &datagram);
+            frame[6..12].copy_from_slice(&source);
+            let mut batch = Batch::default();
+            batch.push(&frame, ingress);
+            let counted = bench.count(&batch, 0..1).counters[usize::from(!ingress)];
+            assert_eq!(counted.class[class::OTHER as usize].packets, 1, "{ethertype:#x}: {counted:?}");
+            assert_eq!(counted.class.iter().map(|count| count.packets).sum::<u64>(), 1);
+        });
+    }
 }
 
 /// What `BPF_PROG_TEST_RUN` has not: IP headers that are cut, tags outside the frame, headers that are not in the

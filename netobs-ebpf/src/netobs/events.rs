@@ -1,5 +1,6 @@
-//! Packets that are told of one by one: DNS over UDP, segments of DNS over TCP, and ARP. All others pay one comparison
-//! for it, TCP and UDP those of their ports, and none where nothing of it is asked for.
+//! Packets that are told of one by one: DNS over UDP, segments of DNS over TCP, and ARP. All others pay a comparison
+//! for it, TCP and UDP those of their ports, and none where nothing of it is asked for or [`crate::fast`] counts them in
+//! their flow.
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -88,7 +89,8 @@ pub fn look<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u
 pub fn is_told_of(class: u32, ports: u32) -> bool {
     // SAFETY: a static; volatile, since userspace sets it.
     let classes = unsafe { read_volatile(&raw const EVENT_CLASSES) };
-    classes >> class & 1 != 0 && has_dns_port(ports)
+    // As in `look`: the verifier knows the mask, and not what it is shifted by.
+    classes & !(1 << class::ARP) != 0 && classes >> class & 1 != 0 && has_dns_port(ports)
 }
 
 #[inline(always)]

@@ -30,7 +30,7 @@ const IPV4: u64 = {
     let [first, second] = ethertype::IPV4.to_be_bytes();
     u64::from_ne_bytes([0, 0, 0, 0, 0, 0, first, second])
 };
-/// How much more these are than [`netobs_common::Sender::mac`], where they are of that address and IPv4.
+/// How much more these are than [`netobs_common::Sender::mac`], where they are of that address, and of IPv4.
 const MORE_THAN_MAC: u64 = IPV4.wrapping_sub(mac_word_of([0; 3]));
 const _: () = assert!(cfg!(target_endian = "little"), "or a MAC address is the other half of them");
 
@@ -45,14 +45,14 @@ struct Usual {
     ports: u32,
 }
 
-/// Counts a packet, if it is one of these; false: nothing is counted yet.
+/// Counts a packet, if it is one of these; false: nothing is counted yet. Nothing of a slot that there is not.
 #[inline(always)]
 pub fn count<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) -> bool {
     let cpu = maps::cpu();
     let Some(counters) = maps::counters(cpu, slot, DIRECTION) else { return true };
     let mut mac = ANY_SENDER;
     if FLOWS {
-        let Some(sender) = maps::sender(slot, DIRECTION) else { return true };
+        let Some(sender) = maps::sender(slot, DIRECTION) else { return false };
         // SAFETY: an aligned word of a map's value, which others write whole.
         mac = unsafe { core::ptr::read_volatile(&raw const (*sender).mac) };
     }
@@ -76,7 +76,8 @@ pub fn count<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot:
     // The first bit on the wire is the group's.
     if to & 1 != 0
         || form & IPV4_FORM != IPV4_USUAL
-        || from.wrapping_sub(MORE_THAN_MAC) != mac && (mac != ANY_SENDER || from & ETHERTYPE != IPV4)
+        || from & ETHERTYPE != IPV4
+        || mac != ANY_SENDER && from.wrapping_sub(MORE_THAN_MAC) != mac
     {
         return false;
     }
@@ -154,7 +155,6 @@ fn cell<const DIRECTION: u32, const FLOWS: bool>(
         return Some(None);
     }
     if !maps::flows() {
-        core::hint::cold_path();
         return if events::is_told_of(class, packet.ports) { None } else { Some(None) };
     }
     let tag = flows::usual_tag::<DIRECTION>(packet.slot, packet.addresses, packet.ports, protocol);

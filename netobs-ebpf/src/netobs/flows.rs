@@ -84,7 +84,6 @@ pub fn find(tag: u64, cpu: u32) -> Option<&'static mut FlowCell> {
                 return Some(cell);
             }
         }
-        core::hint::cold_path();
     }
     None
 }
