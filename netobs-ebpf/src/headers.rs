@@ -5,6 +5,8 @@ use netobs_common::l4;
 
 /// Bytes of an Ethernet header.
 pub const ETH_LEN: usize = 14;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_LEN: usize = 20;
 pub const VLAN_LEN: usize = 4;
 
 /// EtherTypes in host byte order (IEEE 802 numbers).
@@ -160,7 +162,7 @@ unsafe impl Header for Ipv6 {}
 unsafe impl Header for Tcp {}
 
 const _: () = assert!(size_of::<Ethernet>() == ETH_LEN && size_of::<VlanTag>() == VLAN_LEN);
-const _: () = assert!(size_of::<Ipv4>() == 20 && size_of::<Ipv6>() == 40 && size_of::<Tcp>() == 16);
+const _: () = assert!(size_of::<Ipv4>() == IPV4_LEN && size_of::<Ipv6>() == 40 && size_of::<Tcp>() == 16);
 
 /// [`l4`] by protocol number. Mutable only in name: of read-only data the verifier would know each value
 /// and walk the rest of the program once for each protocol, which takes it half a second.

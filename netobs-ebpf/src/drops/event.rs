@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_stack, programs::RawTracePointContext};
 use netobs_common::drops::{DropCount, DropKey, MAX_PLACES, REASONS, flag, rule};
-use netobs_ebpf::headers::{ETH_LEN, ethertype, protocol};
+use netobs_ebpf::headers::{ETH_LEN, IPV4_LEN, ethertype, protocol};
 
 use crate::{
     count,
@@ -141,7 +141,6 @@ fn read_place(skb: &Skb, receiver: u64, key: &mut DropKey) -> u64 {
     0
 }
 
-const IPV4_LEN: u64 = 20;
 const IPV6_LEN: u64 = 40;
 
 /// Addresses, protocol and port; returns [`flag`] of what was read.
@@ -154,7 +153,7 @@ fn read_headers(skb: &Skb, key: &mut DropKey) -> u64 {
     }
     let header = head + network;
     let len = match key.ethertype {
-        ethertype::IPV4 if network + IPV4_LEN <= tail => read_ipv4(header, key),
+        ethertype::IPV4 if network + IPV4_LEN as u64 <= tail => read_ipv4(header, key),
         ethertype::IPV6 if network + IPV6_LEN <= tail => read_ipv6(header, key),
         _ => NO_HEADER,
     };
@@ -176,7 +175,7 @@ const NO_TRANSPORT: u64 = 1;
 #[inline(always)]
 fn read_ipv4(header: u64, key: &mut DropKey) -> u64 {
     // Words, as in RFC 791's picture.
-    let mut words = [0u32; IPV4_LEN as usize / 4];
+    let mut words = [0u32; IPV4_LEN / 4];
     if !kernel::read_into(&mut words, header, 0) {
         return NO_HEADER;
     }

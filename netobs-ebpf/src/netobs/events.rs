@@ -19,7 +19,7 @@ use netobs_common::{
     l4,
 };
 use netobs_ebpf::{
-    headers::{ETH_LEN, protocol, tcp_flag},
+    headers::{ETH_LEN, IPV4_LEN, protocol, tcp_flag},
     packet::{Packet, opaque},
 };
 
@@ -42,9 +42,6 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 static EVENTS_LOST: Array<u64> = Array::with_max_entries(kind::COUNT as u32, BPF_F_MMAPABLE);
 
 const DNS_PORT: u16 = 53;
-
-/// Bytes of an IPv4 header without options.
-const IPV4_LEN: usize = 20;
 
 /// 127.0.0.11, where Docker's name server is inside a container.
 const EMBEDDED_SERVER: [u8; 4] = [127, 0, 0, 11];

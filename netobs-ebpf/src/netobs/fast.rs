@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use netobs_common::{ANY_SENDER, Counters, FlowCell, class, l4, mac_word_of};
-use netobs_ebpf::headers::{ETH_LEN, UDP_LEN, ethertype, protocol, tcp_flag};
+use netobs_ebpf::headers::{ETH_LEN, IPV4_LEN, UDP_LEN, ethertype, protocol, tcp_flag};
 
 use crate::{
     events, exact,
@@ -13,8 +13,6 @@ use crate::{
     maps,
 };
 
-/// Bytes of an IPv4 header without options.
-const IPV4_LEN: usize = 20;
 const TRANSPORT: usize = ETH_LEN + IPV4_LEN;
 /// As much of a TCP header as every segment has.
 const TCP_LEN: usize = 20;
