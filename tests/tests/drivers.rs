@@ -234,20 +234,28 @@ fn macvlan() {
     row("macvlan", "10 pings both ways inside the containers' namespaces; a container of 200 ms");
 }
 
-/// A swarm of one node, left when the value goes.
-struct Swarm;
+/// A swarm that the engine is in: the one that it is in anyway, or one of one node, left when the value goes.
+struct Swarm {
+    own: bool,
+}
 
 impl Swarm {
     fn new() -> Self {
-        docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
-        Self
+        let own = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]) != "active";
+        if own {
+            let pool = ["--default-addr-pool", "10.201.0.0/16"];
+            docker(&[&["swarm", "init", "--advertise-addr", "127.0.0.1"], &pool[..]].concat());
+        }
+        Self { own }
     }
 }
 
 impl Drop for Swarm {
     fn drop(&mut self) {
-        docker::try_docker(&["swarm", "leave", "--force"]);
-        docker::try_docker(&["network", "rm", "docker_gwbridge"]);
+        if self.own {
+            docker::try_docker(&["swarm", "leave", "--force"]);
+            docker::try_docker(&["network", "rm", "docker_gwbridge"]);
+        }
     }
 }
 
@@ -257,7 +265,7 @@ fn overlay() {
         return;
     }
     let _swarm = Swarm::new();
-    let network = Network::new("over", &["-d", "overlay", "--attachable", "--subnet", "10.201.0.0/24"]);
+    let network = Network::new("over", &["-d", "overlay", "--attachable"]);
     let options = ["--network", network.name.as_str()];
     let (one, two) = (Container::run("over1", &options), Container::run("over2", &options));
     let watch = Watch::start(None, &[]);
