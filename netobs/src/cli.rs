@@ -1,11 +1,18 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::ebpf::{AttachMode, pins::PIN_FOLDER};
+
+/// Where `netobs agent` serves if not told otherwise.
+pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9810);
 
 #[derive(Debug, Parser)]
 #[command(name = "netobs", version, about = "See what each container does on the network")]
@@ -42,10 +49,11 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Observing")]
 pub struct FindArgs {
-    /// Container engine socket (unix:///path); may be repeated [default: $DOCKER_HOST, Docker, Podman]
+    /// Container engine socket (unix:///path); may be repeated [default, without --cri: $DOCKER_HOST, Docker, Podman]
     #[arg(long = "engine", value_name = "SOCKET", global = false)]
     pub engines: Vec<String>,
-    /// Socket of a Kubernetes container runtime, containerd or CRI-O; may be repeated [default: those that are found]
+    /// Socket of a Kubernetes container runtime, containerd or CRI-O; may be repeated [default, without --engine: those
+    /// that are found]
     #[arg(long = "cri", value_name = "SOCKET", global = false)]
     pub runtimes: Vec<String>,
     /// Ask no engine; names come from /proc alone
@@ -164,7 +172,8 @@ pub struct WatchArgs {
     /// Print so many times and end
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// Show what matches: name=, id=, network=, state=, project=, service=, or a word; may be repeated
+    /// Show what matches: name=, id=, network=, state=, project=, service=, namespace=, pod=,
+    /// or a word; may be repeated
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
     #[command(flatten)]
@@ -211,7 +220,7 @@ pub struct FlowsArgs {
 #[derive(Debug, Args)]
 pub struct AgentArgs {
     /// Address to serve on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9810", env = "NETOBS_LISTEN")]
+    #[arg(long, value_name = "ADDRESS", default_value_t = LISTEN, env = "NETOBS_LISTEN")]
     pub listen: SocketAddr,
     /// TLS and basic authentication, in the form of Prometheus's exporters (which call it --web.config.file)
     #[arg(long, alias = "web.config.file", value_name = "FILE", env = "NETOBS_WEB_CONFIG_FILE")]
@@ -290,8 +299,8 @@ pub struct DropsCommand {
     /// Ordinary ends of a packet's life, too
     #[arg(long)]
     pub all: bool,
-    /// Show what is from or to a matching container: name=, id=, network=, state=, project=, service=, or a
-    /// word; may be repeated
+    /// Show what is from or to a matching container: name=, id=, network=, state=, project=, service=,
+    /// namespace=, pod=, or a word; may be repeated
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
     #[command(flatten)]
@@ -322,7 +331,8 @@ pub struct TopologyArgs {
     /// Time between two looks
     #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = interval, requires = "watch")]
     pub interval: Duration,
-    /// Show what matches: name=, id=, network=, state=, project=, service=, or a word; may be repeated
+    /// Show what matches: name=, id=, network=, state=, project=, service=, namespace=, pod=,
+    /// or a word; may be repeated
     #[arg(short, long, value_name = "FILTER")]
     pub filter: Vec<String>,
     #[command(flatten)]
@@ -527,9 +537,10 @@ pub enum Generate {
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Where a running `netobs agent` serves, which is asked how it fares
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9810", env = "NETOBS_LISTEN")]
-    pub agent: SocketAddr,
+    /// Where a `netobs agent` serves without TLS and passwords, which is asked how it fares [default: the one that runs
+    /// here, by its local socket; else 127.0.0.1:9810]
+    #[arg(long, value_name = "ADDRESS")]
+    pub agent: Option<SocketAddr>,
     /// Container engine socket (unix:///path); may be repeated
     #[arg(long = "engine", value_name = "SOCKET")]
     pub engines: Vec<String>,

@@ -13,11 +13,12 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
-    cli::{DoctorArgs, KubernetesArgs},
+    cli::{DoctorArgs, KubernetesArgs, LISTEN},
     ebpf::{AttachMode, EventOptions, Observer, Options},
     observe,
     output::format::escape,
     privileges,
+    running::Running,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -236,14 +237,18 @@ fn kubernetes(args: &KubernetesArgs) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// How the agent that runs here fares: whether all is attached, and its counters are the kernel's.
-fn agent(address: SocketAddr) -> anyhow::Result<Vec<Finding>> {
+/// Without an address, that which can be asked locally.
+fn agent(address: Option<SocketAddr>) -> anyhow::Result<Vec<Finding>> {
     let finding = |verdict, found: String, advice: Option<&str>| Finding {
         verdict,
         subject: "agent",
         found,
         advice: advice.map(str::to_owned),
     };
-    let told = observe::runtime()?.block_on(ask(address));
+    let runtime = observe::runtime()?;
+    let local = address.is_none().then(|| runtime.block_on(ask_locally())).flatten();
+    let address = address.unwrap_or(LISTEN);
+    let told = local.map_or_else(|| runtime.block_on(ask(address)), Ok);
     let snapshot = match told {
         Ok(snapshot) => snapshot,
         Err(error) => {
@@ -267,6 +272,11 @@ fn agent(address: SocketAddr) -> anyhow::Result<Vec<Finding>> {
     let verdict = if unattached == 0 { Verdict::Ok } else { Verdict::Less };
     let advice = (unattached > 0).then_some("`netobs watch --once` says which are not, and why");
     findings.push(finding(verdict, found, advice));
+    for pair in health["degraded"].as_array().into_iter().flatten() {
+        let [feature, why] = [0, 1].map(|at| escape(pair[at].as_str().unwrap_or("?")));
+        let found = format!("degraded: {feature}: {why}");
+        findings.push(finding(Verdict::Less, found, None));
+    }
     let differences = differences(&snapshot);
     let differing: Vec<&str> =
         differences.iter().filter(|(_, packets)| *packets != 0).map(|(name, _)| name.as_str()).collect();
@@ -300,7 +310,13 @@ fn differences(snapshot: &Value) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// A snapshot of a running agent.
+/// A snapshot of the agent of this network namespace, if it is of this version and user.
+async fn ask_locally() -> Option<Value> {
+    let running = Running::find().await?;
+    serde_json::to_value(running.snapshot(Duration::ZERO).await.ok()?).ok()
+}
+
+/// A snapshot of a running agent, by HTTP.
 async fn ask(address: SocketAddr) -> anyhow::Result<Value> {
     let answer = tokio::time::timeout(ANSWER_LIMIT, async {
         let stream = TcpStream::connect(address).await?;

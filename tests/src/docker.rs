@@ -95,8 +95,10 @@ impl Container {
         arguments.extend(options);
         arguments.push(IMAGE);
         arguments.extend(command);
-        let id = docker(&arguments);
-        Self { name, id }
+        // The value first: a container that cannot be started is there all the same.
+        let mut container = Self { name: name.clone(), id: String::new() };
+        container.id = docker(&arguments);
+        container
     }
 
     /// Runs a command inside; what it prints.

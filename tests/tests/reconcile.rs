@@ -41,6 +41,36 @@ fn doctor(host: &Netns) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Asked locally: no password is in the way.
+#[test]
+fn doctor_says_what_is_degraded() {
+    let world = World::new(1);
+    let host = &world.host;
+    let file = std::env::temp_dir().join(netobs_tests::unique("web.yml"));
+    let users = format!("basic_auth_users: {{alice: {}}}\n", bcrypt::hash("secret", 4).expect("hash"));
+    std::fs::write(&file, users).expect("write");
+    let path = file.to_str().expect("UTF-8");
+    let agent = Agent::start_in(Some(host), &["--no-engine", "--btf", "/nowhere", "--web-config-file", path]);
+    let text = wait_for("an agent", LIMIT, || {
+        let text = doctor(host);
+        if text.contains("attached 2 times, not 0") { Ok(text) } else { Err(text) }
+    });
+    let degraded: Vec<&str> = text.lines().filter(|line| line.contains("degraded: ")).collect();
+    let says = |feature: &str| {
+        degraded
+            .iter()
+            .any(|line| line.starts_with("less  agent") && line.contains(&format!("degraded: {feature}: ")))
+    };
+    assert!(says("drops") && degraded.iter().all(|line| line.contains("/nowhere")), "{text}");
+    // By HTTP it is asked where that is wanted, and gives nothing away.
+    let asked =
+        program::netobs(Some(host)).args(["doctor", "--agent", "127.0.0.1:9810"]).output().expect("run");
+    let text = String::from_utf8_lossy(&asked.stdout);
+    assert!(text.contains("it answers 401") && !text.contains("degraded"), "{text}");
+    drop(agent);
+    std::fs::remove_file(&file).expect("remove the file");
+}
+
 #[test]
 fn a_program_that_is_detached_behind_our_back() {
     let world = World::new(1);

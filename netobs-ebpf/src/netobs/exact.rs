@@ -66,13 +66,14 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
         }
     }
     let packet = packet::parse::<LINK>(skb);
-    // SAFETY: a class is less than their number; the mask tells the verifier that it stays in the block.
-    increment::<LINK>(unsafe { counters.class.get_unchecked_mut(packet.class as usize & CLASS_MASK) }, len);
+    // Before the class: whoever reads the class first finds what is not unicast there too.
     if packet.cast != Cast::UNICAST {
         let count =
             if packet.cast == Cast::MULTICAST { &mut counters.multicast } else { &mut counters.broadcast };
         increment::<LINK>(count, len);
     }
+    // SAFETY: a class is less than their number; the mask tells the verifier that it stays in the block.
+    increment::<LINK>(unsafe { counters.class.get_unchecked_mut(packet.class as usize & CLASS_MASK) }, len);
     if packet.tcp_flags & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) != 0 {
         plus::<LINK>(&mut counters.tcp_syn, u64::from(packet.tcp_flags & tcp_flag::SYN != 0));
         plus::<LINK>(&mut counters.tcp_fin, u64::from(packet.tcp_flags & tcp_flag::FIN != 0));
@@ -98,8 +99,9 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
         && packet.class < class::VLAN_NOT_IP
         && !flows::count::<DIRECTION, LINK>(skb, slot, cpu, &packet, amount)
     {
-        increment::<LINK>(&mut counters.unflowed, len);
+        // In this order, as above.
         plus::<LINK>(&mut counters.unflowed_truncated, u64::from(packet.version == Version::NONE));
+        increment::<LINK>(&mut counters.unflowed, len);
     }
     if FLOWS {
         events::look::<DIRECTION, LINK>(skb, slot, &packet);

@@ -316,7 +316,7 @@ fn flow(cell: &[u64; CELL], now: &Read, before: &Read, owner: &FlowOwner, clock:
         counts,
         flags: [ingress_flags, egress_flags],
         first,
-        last: (first + clock.tick * last.wrapping_sub(owner.first)).min(clock.now),
+        last: clock.after(first, last.wrapping_sub(owner.first)),
     }
 }
 
@@ -336,6 +336,9 @@ fn overflowed(key: FlowKey, flow: &OverflowFlow, clock: &Clock) -> Flow {
     }
 }
 
+/// Ticks by which a time may be ahead of now.
+const LEEWAY: u128 = 1 << 24;
+
 /// Turns the kernel's times into ours. Both are `CLOCK_MONOTONIC`.
 struct Clock {
     now: Instant,
@@ -350,6 +353,18 @@ impl Clock {
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
         let now_ns = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
         Self { now: Instant::now(), now_ns, tick }
+    }
+
+    /// So many ticks after `first`: of a number that has 32 bits and begins anew after 49 days (HZ=1000), the latest
+    /// such time there has been.
+    fn after(&self, first: Instant, ticks: u32) -> Instant {
+        let tick = self.tick.as_nanos().max(1);
+        let passed = self.now.saturating_duration_since(first).as_nanos() / tick;
+        // What is counted while it is read may be a little ahead.
+        let rounds = (passed + LEEWAY).saturating_sub(ticks.into()) >> u32::BITS;
+        let ticks = u128::from(ticks) + (rounds << u32::BITS);
+        let since = Duration::from_nanos(u64::try_from(ticks * tick).unwrap_or(u64::MAX));
+        first.checked_add(since).map_or(self.now, |last| last.min(self.now))
     }
 
     fn at(&self, ns: u64) -> Instant {
@@ -401,3 +416,30 @@ fn drain(map: &OwnedFd, mut tell: impl FnMut(FlowKey, &OverflowFlow)) -> io::Res
 unsafe impl Plain for FlowKey {}
 // SAFETY: as above.
 unsafe impl Plain for OverflowFlow {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cell knows its last packet in ticks of 32 bits since its first.
+    #[test]
+    fn a_flow_that_lasts_for_months_is_not_idle() {
+        let tick = Duration::from_millis(1);
+        let first = Instant::now();
+        let idle = |age: Duration, ago: Duration| {
+            let now = first + age;
+            let ticks = (age - ago).as_millis() as u32;
+            now - Clock { now, now_ns: 0, tick }.after(first, ticks)
+        };
+        let day = Duration::from_secs(86_400);
+        for age in [Duration::from_secs(60), 40 * day, 49 * day, 50 * day, 99 * day, 365 * day] {
+            for ago in [Duration::ZERO, Duration::from_secs(29)] {
+                assert_eq!(idle(age, ago), ago, "{age:?}");
+            }
+        }
+        // Counted after the time was taken.
+        let now = first + 10 * day;
+        let ticks = (10 * day).as_millis() as u32 + 7;
+        assert_eq!(Clock { now, now_ns: 0, tick }.after(first, ticks), now);
+    }
+}

@@ -22,7 +22,7 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 const MAX_OUTSTANDING: usize = 16_384;
 const MAX_ADDRESSES: usize = 4096;
 
-/// Claims to one address that are kept.
+/// Claims to one address that are kept, and MAC addresses of one claimer that are found in conflict about it.
 const MAX_CLAIMS: usize = 4;
 
 const ETHERNET_HEADER: usize = 14;
@@ -267,7 +267,13 @@ impl Claims {
             }
             self.conflict_ns = now_ns;
             for one in [&claim, other] {
-                if self.conflict.insert(one.mac, one.by).is_none() {
+                let is_new = !self.conflict.contains_key(&one.mac);
+                // Who makes up ever new ones is told of all the same.
+                if is_new && self.conflict.values().filter(|by| **by == one.by).count() >= MAX_CLAIMS {
+                    continue;
+                }
+                self.conflict.insert(one.mac, one.by);
+                if is_new {
                     told.extend(one.by);
                 }
             }
@@ -369,6 +375,26 @@ mod tests {
         // After a minute without, it is told of again.
         let again = [(1, Some(1), 1), (2, Some(2), 2), (1, Some(1), 100), (2, Some(2), 101)];
         assert_eq!(claims(&again, &[]), [vec![], vec![2, 1], vec![], vec![2, 1]]);
+    }
+
+    /// A container may claim an address with ever new MAC addresses: few are kept, and who else has it is still found.
+    #[test]
+    fn made_up_addresses_are_bounded() {
+        let mut claims = Claims::default();
+        let mut take = |mac: [u8; 6], by: u64, second: u64| {
+            claims.take(Claim { mac, by: Some(InterfaceKey(by)), last_ns: second * SECOND }, |_| true);
+            claims.conflict.len()
+        };
+        for n in 0..1000u16 {
+            let [high, low] = n.to_be_bytes();
+            let (one, other) = ([2, 0, 0, high, low, 1], [2, 0, 0, high, low, 2]);
+            let second = 1 + u64::from(n) / 20;
+            for mac in [one, other, one] {
+                assert!(take(mac, 1, second) <= MAX_CLAIMS);
+            }
+        }
+        take([4; 6], 2, 51);
+        assert!(claims.conflict.contains_key(&[4; 6]), "the other who has it");
     }
 
     /// Whatever arrives, nothing panics: cut at every byte, and with every byte of the header changed.

@@ -93,7 +93,7 @@ impl State {
                     key: *key,
                     bridge: bridges.get(&entry.last_master()?)?.clone(),
                     since: entry.since?,
-                    mac: entry.senders.and_then(|senders| senders.usual),
+                    mac: entry.comparison.usual(),
                     ended: entry.ended,
                 })
             })

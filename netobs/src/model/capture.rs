@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     drops::{Directory, DropKind, Party},
     fold::display_name,
+    named::is_named,
     state::{InterfaceEntry, State},
     update::{InterfaceKey, InterfaceKind, Place},
 };
@@ -153,7 +154,7 @@ impl Point {
     /// Whether the container, or one that uses its network, is called so, or has an ID that begins so.
     pub fn is_of(&self, name: &str) -> bool {
         self.owner.as_ref().is_some_and(|owner| {
-            let is = |known: &str, id: &str| known == name || name.len() >= 4 && id.starts_with(name);
+            let is = |known: &str, id: &str| is_named(name, known, id);
             is(&owner.name, &owner.id) || owner.members.iter().any(|(known, id)| is(known, id))
         })
     }

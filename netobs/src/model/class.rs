@@ -30,8 +30,6 @@ pub enum Class {
     Cluster,
     /// Anywhere else.
     External,
-    /// Whose flow it was never became known.
-    Unknown,
 }
 
 impl Class {
@@ -43,7 +41,6 @@ impl Class {
             Self::PublishedPort => "published_port",
             Self::Cluster => "cluster",
             Self::External => "external",
-            Self::Unknown => "unknown",
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{
     edge::EdgeCount,
     flow::{End, Flow, FlowId, Known},
     fold::protocol_name,
+    named::is_named,
     snapshot::unix_seconds,
     state::State,
     tcp::{TcpEnd, TcpEnds, TcpOutcome},
@@ -122,8 +123,10 @@ impl Conversation {
     /// Whether one of the ends is a container, by name or the beginning of its ID.
     pub fn is_of(&self, container: &str) -> bool {
         [&self.client, &self.server].into_iter().any(|end| {
-            end.container.as_deref() == Some(container)
-                || end.id.as_ref().is_some_and(|id| id.starts_with(container))
+            end.container
+                .as_ref()
+                .zip(end.id.as_ref())
+                .is_some_and(|(name, id)| is_named(container, name, id))
         })
     }
 

@@ -34,15 +34,40 @@ impl EdgeCount {
     }
 }
 
+/// An edge that is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kept {
+    pub count: EdgeCount,
+    /// Each packet once: at its source, while that is observed, else at its destination.
+    pub once: FlowCount,
+}
+
+impl Kept {
+    fn sent(&mut self, count: FlowCount, observed: bool) {
+        self.once += count;
+        *self.count.sent.get_or_insert_default() += count;
+        if observed {
+            self.count.received.get_or_insert_default();
+        }
+    }
+
+    fn received(&mut self, count: FlowCount, observed: bool) {
+        *self.count.received.get_or_insert_default() += count;
+        if observed {
+            self.count.sent.get_or_insert_default();
+        } else {
+            self.once += count;
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Edges {
     /// How many are kept apart.
     budget: usize,
-    edges: BTreeMap<EdgeKey, EdgeCount>,
-    /// What the others are added up in.
-    other: EdgeCount,
-    /// Of these, each packet once: some are observed at their source, others at their destination alone.
-    other_once: FlowCount,
+    edges: BTreeMap<EdgeKey, Kept>,
+    /// What the others are added up in: some are observed at their source, others at their destination alone.
+    other: Kept,
 }
 
 impl Edges {
@@ -52,47 +77,27 @@ impl Edges {
 
     /// `observed`: whether the destination is, so that what it has not received is none, not unknown.
     pub fn sent(&mut self, key: EdgeKey, count: FlowCount, observed: bool) {
-        let (edge, once) = self.count(key);
-        if let Some(once) = once {
-            *once += count;
-        }
-        *edge.sent.get_or_insert_default() += count;
-        if observed {
-            edge.received.get_or_insert_default();
-        }
+        self.kept(key).sent(count, observed);
     }
 
     /// `observed`: whether the source is.
     pub fn received(&mut self, key: EdgeKey, count: FlowCount, observed: bool) {
-        let (edge, once) = self.count(key);
-        if let Some(once) = once.filter(|_| !observed) {
-            *once += count;
-        }
-        *edge.received.get_or_insert_default() += count;
-        if observed {
-            edge.sent.get_or_insert_default();
-        }
+        self.kept(key).received(count, observed);
     }
 
-    /// Of one that is over the budget, also what has each packet once.
-    fn count(&mut self, key: EdgeKey) -> (&mut EdgeCount, Option<&mut FlowCount>) {
+    fn kept(&mut self, key: EdgeKey) -> &mut Kept {
         if self.edges.len() >= self.budget && !self.edges.contains_key(&key) {
-            return (&mut self.other, Some(&mut self.other_once));
+            return &mut self.other;
         }
-        (self.edges.entry(key).or_default(), None)
+        self.edges.entry(key).or_default()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&EdgeKey, &EdgeCount)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&EdgeKey, &Kept)> {
         self.edges.iter()
     }
 
-    pub const fn other(&self) -> &EdgeCount {
+    pub const fn other(&self) -> &Kept {
         &self.other
-    }
-
-    /// Of [`Self::other`], each packet once.
-    pub const fn other_once(&self) -> FlowCount {
-        self.other_once
     }
 
     /// Drops those with an end that is no more.
@@ -110,11 +115,17 @@ mod tests {
     use super::*;
     use crate::model::class::Class;
 
+    fn container(name: &str) -> Peer {
+        Peer::Container(name.to_owned())
+    }
+
+    fn packets(packets: u64) -> FlowCount {
+        FlowCount { packets, ..FlowCount::default() }
+    }
+
     #[test]
     fn over_the_budget_nothing_is_lost() {
-        let container = |name: &str| Peer::Container(name.to_owned());
         let edge = |port| EdgeKey { source: container("a"), destination: container("b"), protocol: 6, port };
-        let packets = |packets| FlowCount { packets, ..FlowCount::default() };
         let mut edges = Edges::new(2);
         for port in 1..=5 {
             edges.sent(edge(port), packets(10), true);
@@ -122,18 +133,30 @@ mod tests {
         }
         let kept: Vec<u16> = edges.iter().map(|(key, _)| key.port).collect();
         assert_eq!(kept, [1, 2]);
-        let other = edges.other();
+        let other = edges.other().count;
         assert_eq!(other.sent.zip(other.received), Some((packets(30), packets(27))));
-        assert_eq!(edges.other_once(), packets(30), "at the source, where that is observed");
+        assert_eq!(edges.other().once, packets(30), "at the source, where that is observed");
         let from_outside = EdgeKey { source: Peer::Elsewhere(Class::External), ..edge(80) };
         edges.received(from_outside, packets(4), false);
-        assert_eq!(edges.other_once(), packets(34), "at the destination, where the source is not");
+        assert_eq!(edges.other().once, packets(34), "at the destination, where the source is not");
         // What is kept stays so, and there is room again when an end is gone.
         edges.sent(edge(1), packets(5), true);
-        assert_eq!(edges.iter().next().and_then(|(_, count)| count.sent), Some(packets(15)));
+        assert_eq!(edges.iter().next().and_then(|(_, kept)| kept.count.sent), Some(packets(15)));
         edges.retain(|id| id != "b");
         assert_eq!(edges.iter().count(), 0);
         edges.sent(edge(9), packets(1), true);
         assert_eq!(edges.iter().count(), 1);
+    }
+
+    /// A source that is observed only after its packets have arrived somewhere, and one that is no more.
+    #[test]
+    fn each_packet_once_whoever_is_observed() {
+        let key = |port| EdgeKey { source: container("a"), destination: container("b"), protocol: 6, port };
+        let mut edges = Edges::new(9);
+        edges.received(key(1), packets(10), false);
+        edges.received(key(1), packets(2), true);
+        edges.sent(key(1), packets(3), true);
+        edges.received(key(1), packets(4), false);
+        assert_eq!(edges.iter().next().map(|(_, kept)| kept.once), Some(packets(10 + 3 + 4)));
     }
 }

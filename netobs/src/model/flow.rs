@@ -16,7 +16,8 @@ use super::{
     class::{self, Class, Map, Peer, Point},
     edge::{EdgeKey, Edges},
     kept::Kept,
-    state::State,
+    published::Surroundings,
+    state::{ContainerEntry, State},
     traffic::Count,
     update::{FlowCount, FlowEnd, FlowRecord, InterfaceKey},
 };
@@ -275,8 +276,10 @@ impl State {
         self.unclassified[0] += rx;
         self.unclassified[1] += tx;
         for (known, id, rx, tx) in ports {
-            if let Some(container) = self.containers.get_mut(&known.container) {
-                container.ports.add(id.protocol, id.local.port, id.remote.address, rx, tx);
+            if let Some(ContainerEntry { info, ports, .. }) = self.containers.get_mut(&known.container) {
+                let (networks, proxies) = (self.networks.values(), &self.proxies);
+                let surroundings = Surroundings::of(info, networks, &self.host_addresses, proxies);
+                ports.add(info, &surroundings, &id, rx, tx);
             }
         }
         for ((Same(known), protocol, port), [rx, tx]) in sums {

@@ -7,8 +7,7 @@ use std::{
 
 use super::{
     class::{Class, Peer},
-    edge::{EdgeCount, EdgeKey},
-    published::Surroundings,
+    edge::{self, EdgeKey},
     snapshot::{
         AgentHealth, Baseline, ClassTraffic, Container, ContainerInterface, Drops, Edge, EdgeEnd, Endpoint,
         FlowHealth, Interface, Network, Published, Rates, SCHEMA_VERSION, Snapshot, by_name,
@@ -78,8 +77,8 @@ impl State {
                     unlisted: self.flows.unlisted,
                     unclassified_rx: self.unclassified[0],
                     unclassified_tx: self.unclassified[1],
-                    other_edges: *self.flows.edges.other(),
-                    other_edges_once: self.flows.edges.other_once(),
+                    other_edges: self.flows.edges.other().count,
+                    other_edges_once: self.flows.edges.other().once,
                 }),
                 unattributed_interfaces: self
                     .interfaces
@@ -104,12 +103,13 @@ impl State {
     }
 
     fn fold_edges(&self) -> Vec<Edge> {
-        let edge = |(key, count): (&EdgeKey, &EdgeCount)| Edge {
+        let edge = |(key, kept): (&EdgeKey, &edge::Kept)| Edge {
             source: self.edge_end(&key.source),
             destination: self.edge_end(&key.destination),
             protocol: protocol_name(key.protocol),
             port: (key.port != 0).then_some(key.port),
-            count: *count,
+            count: kept.count,
+            once: kept.once,
         };
         self.flows.edges.iter().map(edge).collect()
     }
@@ -272,16 +272,8 @@ impl State {
         if entry.info.published.is_empty() {
             return Vec::new();
         }
-        let is_on = |network: &&NetworkInfo| {
-            entry.info.endpoints.iter().any(|endpoint| endpoint.network_id == network.id)
-        };
-        let surroundings = Surroundings {
-            host_addresses: &self.host_addresses,
-            proxies: &self.proxies,
-            subnets: self.networks.values().filter(is_on).flat_map(|network| &network.subnets).collect(),
-        };
         let counted = self.flows.is_on() && (!owned.is_empty() || !entry.retired.is_empty());
-        entry.ports.fold(&entry.info, counted, &surroundings)
+        entry.ports.fold(&entry.info, counted)
     }
 
     fn why_unobserved(&self, entry: &ContainerEntry, interfaces: &[ContainerInterface]) -> Option<String> {

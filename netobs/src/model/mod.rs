@@ -14,6 +14,7 @@ pub mod event;
 pub mod flow;
 mod fold;
 mod kept;
+pub mod named;
 pub mod published;
 pub mod reconcile;
 pub mod sender;

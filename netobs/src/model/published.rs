@@ -1,4 +1,5 @@
-//! Traffic of published ports: added up over a container's lives, and told by how it got there.
+//! Traffic of published ports: added up over a container's lives, and told by how it got there, which is found out
+//! when it is counted: what its surroundings become later changes nothing of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,8 +7,10 @@ use std::{
 };
 
 use super::{
+    flow::FlowId,
     snapshot::{Binding, Client, PortCount, Published, PublishedTraffic, SHOWN_CLIENTS, Subnet, Via},
-    update::{ContainerInfo, FlowCount, Protocol, Proxy},
+    state::is_live,
+    update::{ContainerInfo, FlowCount, NetworkInfo, Protocol, Proxy, PublishedPort},
 };
 
 /// Clients that are kept of each port; what others counted stays in the port's total.
@@ -20,18 +23,33 @@ pub struct PortTotals(BTreeMap<(u8, u16), Totals>);
 #[derive(Clone, Debug, Default)]
 struct Totals {
     all: PortCount,
-    clients: BTreeMap<IpAddr, PortCount>,
+    clients: BTreeMap<(IpAddr, Via), PortCount>,
+    /// Whether the engine's proxy has stood before the port, when the container was last there.
+    proxied: bool,
 }
 
 impl PortTotals {
-    pub fn add(&mut self, protocol: u8, port: u16, client: IpAddr, rx: FlowCount, tx: FlowCount) {
+    /// Adds what a flow to a container's published port has counted.
+    pub fn add(
+        &mut self,
+        container: &ContainerInfo,
+        surroundings: &Surroundings<'_>,
+        flow: &FlowId,
+        rx: FlowCount,
+        tx: FlowCount,
+    ) {
         let count = PortCount {
             rx_packets: rx.packets,
             rx_bytes: rx.bytes,
             tx_packets: tx.packets,
             tx_bytes: tx.bytes,
         };
-        let totals = self.0.entry((protocol, port)).or_default();
+        let totals = self.0.entry((flow.protocol, flow.local.port)).or_default();
+        // The proxy ends before the last of what it has passed on is counted.
+        if is_live(container) {
+            totals.proxied = surroundings.has_proxy(container, flow.protocol, flow.local.port);
+        }
+        let client = (flow.remote.address, surroundings.via(flow.remote.address, totals.proxied));
         totals.all += count;
         if totals.clients.len() < KEPT_CLIENTS || totals.clients.contains_key(&client) {
             *totals.clients.entry(client).or_default() += count;
@@ -40,12 +58,7 @@ impl PortTotals {
 
     /// A container's published ports as they are shown.
     /// `counted`: whether there can be any traffic; where there cannot, none is told of, not even that it is 0.
-    pub fn fold(
-        &self,
-        container: &ContainerInfo,
-        counted: bool,
-        surroundings: &Surroundings<'_>,
-    ) -> Vec<Published> {
+    pub fn fold(&self, container: &ContainerInfo, counted: bool) -> Vec<Published> {
         let mut bindings: BTreeMap<(Protocol, u16), Vec<Binding>> = BTreeMap::new();
         for port in &container.published {
             let binding = Binding { address: port.host_address, port: port.host_port };
@@ -55,15 +68,8 @@ impl PortTotals {
             .into_iter()
             .map(|((protocol, container_port), bindings)| {
                 let traffic = counted.then(|| {
-                    let Some(totals) = self.0.get(&(protocol.number(), container_port)) else {
-                        return PublishedTraffic::default();
-                    };
-                    let proxied =
-                        container.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| {
-                            let proxy = Proxy { protocol, container_address: *address, container_port };
-                            surroundings.proxies.contains(&proxy)
-                        });
-                    totals.fold(proxied, surroundings)
+                    let totals = self.0.get(&(protocol.number(), container_port));
+                    totals.map_or_else(PublishedTraffic::default, Totals::fold)
                 });
                 Published { protocol, container_port, bindings, traffic }
             })
@@ -72,14 +78,13 @@ impl PortTotals {
 }
 
 impl Totals {
-    fn fold(&self, proxied: bool, surroundings: &Surroundings<'_>) -> PublishedTraffic {
+    fn fold(&self) -> PublishedTraffic {
         let mut traffic = PublishedTraffic::default();
         let mut unknown = self.all;
-        for (address, count) in &self.clients {
-            let via = surroundings.via(*address, proxied);
-            *traffic.via.entry(via).or_default() += *count;
+        for ((address, via), count) in &self.clients {
+            *traffic.via.entry(*via).or_default() += *count;
             unknown = unknown.less(*count);
-            traffic.clients.push(Client { address: *address, via, count: *count });
+            traffic.clients.push(Client { address: *address, via: *via, count: *count });
         }
         if unknown != PortCount::default() {
             traffic.via.insert(Via::Unknown, unknown);
@@ -100,7 +105,33 @@ pub struct Surroundings<'a> {
     pub subnets: Vec<&'a Subnet>,
 }
 
-impl Surroundings<'_> {
+impl<'a> Surroundings<'a> {
+    pub fn of(
+        container: &ContainerInfo,
+        networks: impl Iterator<Item = &'a NetworkInfo>,
+        host_addresses: &'a BTreeSet<IpAddr>,
+        proxies: &'a BTreeSet<Proxy>,
+    ) -> Self {
+        let is_on = |network: &&NetworkInfo| {
+            container.endpoints.iter().any(|endpoint| endpoint.network_id == network.id)
+        };
+        let subnets = networks.filter(is_on).flat_map(|network| &network.subnets).collect();
+        Self { host_addresses, proxies, subnets }
+    }
+
+    fn has_proxy(&self, container: &ContainerInfo, protocol: u8, container_port: u16) -> bool {
+        let published = &container.published;
+        let is_it = |port: &&PublishedPort| {
+            port.protocol.number() == protocol && port.container_port == container_port
+        };
+        published.iter().find(is_it).is_some_and(|port| {
+            container.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| {
+                let (protocol, container_address) = (port.protocol, *address);
+                self.proxies.contains(&Proxy { protocol, container_address, container_port })
+            })
+        })
+    }
+
     fn via(&self, client: IpAddr, proxied: bool) -> Via {
         let on_network = self.subnets.iter().any(|subnet| contains(&subnet.subnet, client));
         // The gateway is the host's address on the network; engines don't always name it.
@@ -160,7 +191,7 @@ impl std::ops::AddAssign for PortCount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Endpoint, PublishedPort};
+    use crate::model::{ContainerState, Endpoint, FlowEnd, InterfaceKey};
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -185,11 +216,32 @@ mod tests {
         }
     }
 
+    fn count(packets: u64) -> FlowCount {
+        FlowCount { packets, bytes: 100 * packets, wire_packets: packets, wire_bytes: 100 * packets }
+    }
+
+    fn flow(protocol: u8, port: u16, client: &str) -> FlowId {
+        let end = |address, port| FlowEnd { address, port };
+        let (local, remote) = (end(address("172.17.0.2"), port), end(address(client), 40_000));
+        FlowId { interface: InterfaceKey(1), local, remote, protocol }
+    }
+
+    /// What a container's only published port, TCP 80, has received, in packets.
+    fn received(totals: &PortTotals, container: &ContainerInfo) -> Vec<(Via, u64)> {
+        let published = totals.fold(container, true);
+        let via = &published[0].traffic.as_ref().expect("counted").via;
+        via.iter().map(|(via, count)| (*via, count.rx_packets)).collect()
+    }
+
     #[test]
     fn each_packet_came_one_way() {
-        let count = |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
-        let container = ContainerInfo {
-            endpoints: vec![Endpoint { addresses: vec![address("172.17.0.2")], ..Endpoint::default() }],
+        let mut container = ContainerInfo {
+            state: ContainerState::Running,
+            endpoints: vec![Endpoint {
+                addresses: vec![address("172.17.0.2")],
+                network_id: "one".to_owned(),
+                ..Endpoint::default()
+            }],
             published: vec![PublishedPort {
                 protocol: Protocol::Tcp,
                 container_port: 80,
@@ -198,36 +250,57 @@ mod tests {
             }],
             ..ContainerInfo::default()
         };
-        let subnet = Subnet { subnet: "172.17.0.0/16".to_owned(), gateway: Some("172.17.0.1".to_owned()) };
+        let network = |id: &str, subnet: &str, gateway: &str| NetworkInfo {
+            id: id.to_owned(),
+            subnets: vec![Subnet { subnet: subnet.to_owned(), gateway: Some(gateway.to_owned()) }],
+            ..NetworkInfo::default()
+        };
+        let networks =
+            [network("one", "172.17.0.0/16", "172.17.0.1"), network("two", "192.0.2.0/24", "192.0.2.1")];
         let proxy =
             Proxy { protocol: Protocol::Tcp, container_address: address("172.17.0.2"), container_port: 80 };
+        let (mut host_addresses, mut proxies): (BTreeSet<_>, BTreeSet<_>) =
+            ([address("10.1.1.1")].into(), [proxy].into());
         let mut totals = PortTotals::default();
+        let surroundings = Surroundings::of(&container, networks.iter(), &host_addresses, &proxies);
         for (client, n) in [("172.17.0.1", 2), ("172.17.0.3", 4), ("192.0.2.7", 8), ("10.1.1.1", 16)] {
-            totals.add(6, 80, address(client), count(n), count(2 * n));
+            totals.add(&container, &surroundings, &flow(6, 80, client), count(n), count(2 * n));
         }
-        totals.add(17, 80, address("192.0.2.8"), count(1), count(1));
-        totals.add(6, 81, address("192.0.2.8"), count(1), count(1));
-        let (host_addresses, proxies) = ([address("10.1.1.1")].into(), [proxy].into());
-        let surroundings =
-            Surroundings { host_addresses: &host_addresses, proxies: &proxies, subnets: vec![&subnet] };
-        let published = totals.fold(&container, true, &surroundings);
-        let traffic = published[0].traffic.clone().expect("counted");
-        let packets: Vec<(Via, u64)> =
-            traffic.via.iter().map(|(via, count)| (*via, count.rx_packets)).collect();
-        assert_eq!(packets, [(Via::Client, 8), (Via::DockerProxy, 2), (Via::Host, 16), (Via::Network, 4)]);
-        assert_eq!(traffic.clients[0].address, address("10.1.1.1"), "most bytes first");
-        let no_proxies = BTreeSet::new();
-        let without = Surroundings { proxies: &no_proxies, ..surroundings };
-        let published = totals.fold(&container, true, &without);
-        let via = &published[0].traffic.as_ref().expect("counted").via;
-        assert!(via.contains_key(&Via::Gateway) && !via.contains_key(&Via::DockerProxy), "no proxy: {via:?}");
-        assert_eq!(totals.fold(&container, false, &without)[0].traffic, None, "not counted is not 0");
+        totals.add(&container, &surroundings, &flow(17, 80, "192.0.2.8"), count(1), count(1));
+        totals.add(&container, &surroundings, &flow(6, 81, "192.0.2.8"), count(1), count(1));
+        let all = [(Via::Client, 8), (Via::DockerProxy, 2), (Via::Host, 16), (Via::Network, 4)];
+        assert_eq!(received(&totals, &container), all);
+        let published = totals.fold(&container, true);
+        let clients = &published[0].traffic.as_ref().expect("counted").clients;
+        assert_eq!(clients[0].address, address("10.1.1.1"), "most bytes first");
+        assert_eq!(totals.fold(&container, false)[0].traffic, None, "not counted is not 0");
+
+        // The proxy goes with the container, before the last that it has passed on is counted.
+        proxies.clear();
+        container.state = ContainerState::Exited;
+        let add =
+            |totals: &mut PortTotals, container: &ContainerInfo, host: &BTreeSet<IpAddr>, client: &str| {
+                let surroundings = Surroundings::of(container, networks.iter(), host, &proxies);
+                totals.add(container, &surroundings, &flow(6, 80, client), count(1), count(1));
+            };
+        add(&mut totals, &container, &host_addresses, "172.17.0.1");
+        let all = [(Via::Client, 8), (Via::DockerProxy, 3), (Via::Host, 16), (Via::Network, 4)];
+        assert_eq!(received(&totals, &container), all);
+        // What was counted stays what it was, whatever an address becomes.
+        container.state = ContainerState::Running;
+        host_addresses.insert(address("192.0.2.7"));
+        for client in ["172.17.0.1", "192.0.2.7"] {
+            add(&mut totals, &container, &host_addresses, client);
+        }
+        let all =
+            [(Via::Client, 8), (Via::DockerProxy, 3), (Via::Host, 17), (Via::Gateway, 1), (Via::Network, 4)];
+        assert_eq!(received(&totals, &container), all);
         // More clients than are told apart.
         for n in 0..KEPT_CLIENTS as u32 {
-            totals.add(6, 80, IpAddr::V4((0x0a00_0000 + n).into()), count(1), count(1));
+            let client = IpAddr::V4((0x0a00_0000 + n).into()).to_string();
+            add(&mut totals, &container, &host_addresses, &client);
         }
-        let published = totals.fold(&container, true, &without);
-        let via = &published[0].traffic.as_ref().expect("counted").via;
-        assert_eq!(via[&Via::Unknown].rx_packets, 4, "those for whom there was no room: {via:?}");
+        let unknown = received(&totals, &container).last().copied();
+        assert_eq!(unknown, Some((Via::Unknown, 6)), "those for whom there was no room");
     }
 }

@@ -48,22 +48,83 @@ impl State {
     pub fn misjudged_senders(&self) -> Vec<(InterfaceKey, [u8; 6])> {
         let live = self.interfaces.values().filter(|entry| entry.ended.is_none());
         live.filter_map(|entry| {
-            let (usual, own) = (entry.senders?.usual?, own_mac(&entry.owner.as_ref()?.inner)?);
+            let (usual, own) = (entry.comparison.usual()?, entry.own_mac()?);
             (usual != mac_word(own)).then_some((entry.info.key, own))
         })
         .collect()
     }
 }
 
+/// How far frames have been compared with the address that they should have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Judged {
+    /// All that had another.
+    foreign: Count,
+    /// Frames that were compared.
+    frames: u64,
+}
+
+/// Frames of one interface that are compared: with an address that may turn out to be wrong, or change.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Comparison {
+    senders: Option<Senders>,
+    /// Up to the last reading in which the address was right.
+    judged: Judged,
+    /// Up to when what is compared with was last corrected: the programs count from 0 since.
+    before: Judged,
+}
+
+impl Comparison {
+    /// What frames are compared with, [`netobs_common::mac_word`] of it.
+    pub(super) fn usual(&self) -> Option<u64> {
+        self.senders?.usual
+    }
+
+    fn take(&mut self, senders: Option<Senders>, own: Option<[u8; 6]>, sent: u64) {
+        let last = self.usual();
+        self.senders = senders;
+        if self.usual() != last {
+            self.before = self.judged;
+        }
+        if own.is_some_and(|own| self.usual() == Some(mac_word(own)))
+            && let Some(foreign) = self.foreign(own, sent)
+        {
+            let frames = sent.saturating_sub(foreign.unjudged_packets);
+            self.judged = Judged { foreign: foreign.count, frames };
+        }
+    }
+
+    fn foreign(&self, own: Option<[u8; 6]>, sent: u64) -> Option<ForeignMac> {
+        let (senders, own) = (self.senders?, own?);
+        if senders.usual.is_some_and(|usual| usual != mac_word(own)) {
+            let unjudged_packets = sent.saturating_sub(self.judged.frames);
+            return Some(ForeignMac { count: self.judged.foreign, unjudged_packets });
+        }
+        let mut count = self.before.foreign;
+        count += senders.other;
+        Some(ForeignMac { count, unjudged_packets: senders.unjudged.saturating_sub(self.before.frames) })
+    }
+}
+
 impl InterfaceEntry {
+    /// Takes in what was read, after the counters themselves.
+    pub(super) fn compare(&mut self, senders: Option<Senders>) {
+        let (own, sent) = (self.own_mac(), self.sent_frames());
+        self.comparison.take(senders, own, sent);
+    }
+
     /// None where there are no MAC addresses, nobody looks, or it is not known whose it is.
     pub fn foreign_mac(&self) -> Option<ForeignMac> {
-        let (senders, own) = (self.senders?, own_mac(&self.owner.as_ref()?.inner)?);
-        if senders.usual.is_none_or(|usual| usual == mac_word(own)) {
-            return Some(ForeignMac { count: senders.other, unjudged_packets: senders.unjudged });
-        }
-        let sent = if self.info.place == Place::Host { &self.ingress } else { &self.egress };
-        Some(ForeignMac { count: Count::default(), unjudged_packets: sent.packets })
+        self.comparison.foreign(self.own_mac(), self.sent_frames())
+    }
+
+    fn own_mac(&self) -> Option<[u8; 6]> {
+        own_mac(&self.owner.as_ref()?.inner)
+    }
+
+    /// By the container.
+    const fn sent_frames(&self) -> u64 {
+        if matches!(self.info.place, Place::Host) { self.ingress.packets } else { self.egress.packets }
     }
 }
 
@@ -86,6 +147,26 @@ pub(super) fn mac_bytes(text: &str) -> Option<[u8; 6]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first frame had another address; then the interface is given a new one, twice over unnoticed for a while.
+    #[test]
+    fn what_was_judged_stays_so() {
+        let [first, own, new] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3]];
+        let mut comparison = Comparison::default();
+        let mut read = |usual: [u8; 6], other: u64, unjudged: u64, own: [u8; 6], sent: u64| {
+            let other = Count { packets: other, bytes: 100 * other };
+            let senders = Senders { usual: Some(mac_word(usual)), other, unjudged };
+            comparison.take(Some(senders), Some(own), sent);
+            let foreign = comparison.foreign(Some(own), sent).expect("compared");
+            (foreign.count.packets, foreign.unjudged_packets)
+        };
+        assert_eq!(read(first, 5, 0, own, 8), (0, 8), "compared with a wrong one");
+        assert_eq!(read(own, 0, 9, own, 9), (0, 9), "corrected");
+        assert_eq!(read(own, 3, 9, own, 20), (3, 9));
+        assert_eq!(read(own, 7, 9, new, 25), (3, 9 + 5), "has a new one");
+        assert_eq!(read(new, 0, 26, new, 26), (3, 9 + 6), "corrected");
+        assert_eq!(read(new, 2, 26, new, 30), (5, 9 + 6));
+    }
 
     #[test]
     fn a_mac_address_is_six_bytes() {

@@ -133,6 +133,8 @@ pub struct Edge {
     pub port: Option<u16>,
     #[serde(flatten)]
     pub count: EdgeCount,
+    /// Each packet once: at its source while that was observed, else at its destination.
+    pub once: FlowCount,
 }
 
 /// A container, or what else there is.

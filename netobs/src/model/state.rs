@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netobs_common::Counters;
-
 use super::{
     drops::DropState,
     event::{EventTable, Seen},
@@ -18,7 +16,7 @@ use super::{
     fold::sum_some,
     published::PortTotals,
     reconcile::{Reading, Reconciled, is_comparable},
-    sender::{ForeignMac, Senders},
+    sender::{Comparison, ForeignMac},
     snapshot::{Baseline, Drops, Endpoint, EngineStatus, Latency, Rates},
     tcp::{TcpCounts, TcpState},
     traffic::{Count, Traffic},
@@ -108,7 +106,7 @@ pub(super) struct InterfaceEntry {
     pub kernel: Option<KernelStats>,
     pub ingress: Traffic,
     pub egress: Traffic,
-    pub senders: Option<Senders>,
+    pub(super) comparison: Comparison,
     sampled: Option<Instant>,
     pub rates: Option<Rates>,
     pub owner: Option<Owner>,
@@ -729,7 +727,7 @@ impl InterfaceEntry {
             kernel: None,
             ingress: Traffic::default(),
             egress: Traffic::default(),
-            senders: None,
+            comparison: Comparison::default(),
             sampled: None,
             rates: None,
             owner: None,
@@ -805,7 +803,8 @@ impl InterfaceEntry {
     }
 
     fn sample(&mut self, sample: &Sample, now: Instant) {
-        let (ingress, egress) = (traffic(&sample.ingress), traffic(&sample.egress));
+        let ingress = Traffic::read(&sample.ingress, &self.ingress);
+        let egress = Traffic::read(&sample.egress, &self.egress);
         if let Some(elapsed) = self.sampled.map(|last| now.duration_since(last).as_secs_f64())
             && elapsed > 0.0
         {
@@ -820,7 +819,7 @@ impl InterfaceEntry {
         self.sampled = Some(now);
         self.ingress = ingress;
         self.egress = egress;
-        self.senders = sample.senders;
+        self.compare(sample.senders);
         if sample.kernel.is_some() {
             self.kernel = sample.kernel;
         }
@@ -857,10 +856,6 @@ impl InterfaceEntry {
             tx_errors: kernel.tx_errors.saturating_sub(start.tx_errors),
         })
     }
-}
-
-fn traffic(counters: &Counters) -> Traffic {
-    Traffic::from(counters)
 }
 
 impl ContainerEntry {

@@ -80,6 +80,16 @@ impl std::ops::AddAssign for Count {
     }
 }
 
+impl Count {
+    /// Both numbers less those of another; none of them below 0.
+    pub const fn less(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_sub(other.packets),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
 impl std::iter::Sum for Count {
     fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
         counts.fold(Self::default(), |mut sum, count| {
@@ -112,11 +122,7 @@ impl From<&Counters> for Traffic {
         };
         let all: Count = raw.class.iter().copied().map(Count::from).sum();
         let (multicast, broadcast) = (Count::from(raw.multicast), Count::from(raw.broadcast));
-        // Read while the kernel counts, the parts may be a packet ahead of the whole.
-        let unicast = Count {
-            packets: all.packets.saturating_sub(multicast.packets + broadcast.packets),
-            bytes: all.bytes.saturating_sub(multicast.bytes + broadcast.bytes),
-        };
+        let unicast = all.less(multicast).less(broadcast);
         Self {
             packets: all.packets,
             bytes: all.bytes,
@@ -149,6 +155,33 @@ impl std::ops::AddAssign<&Traffic> for Traffic {
 }
 
 impl Traffic {
+    /// Reads what programs have counted, of which `earlier` was read before. They count while it is read, word by
+    /// word, and a part of a packet may be there that is not in the whole yet: it is told of the next time, so that
+    /// what is left of the whole without the part never becomes less either.
+    pub fn read(raw: &Counters, earlier: &Self) -> Self {
+        let mut now = Self::from(raw);
+        let more = |part: Count, before: Count, whole: Count| {
+            let more = part.less(before);
+            Count { packets: more.packets.min(whole.packets), bytes: more.bytes.min(whole.bytes) }
+        };
+        let whole = Count { packets: now.packets, bytes: now.bytes };
+        let mut left = whole.less(Count { packets: earlier.packets, bytes: earlier.bytes });
+        let (cast, before) = (&mut now.cast, &earlier.cast);
+        for (part, before) in
+            [(&mut cast.multicast, before.multicast), (&mut cast.broadcast, before.broadcast)]
+        {
+            let more = more(*part, before, left);
+            left = left.less(more);
+            *part = before;
+            *part += more;
+        }
+        cast.unicast = whole.less(cast.multicast).less(cast.broadcast);
+        let left = now.unflowed.packets.saturating_sub(earlier.unflowed.packets);
+        let truncated = now.unflowed_truncated.saturating_sub(earlier.unflowed_truncated);
+        now.unflowed_truncated = earlier.unflowed_truncated + truncated.min(left);
+        now
+    }
+
     /// What of it was counted after `earlier`.
     pub fn since(mut self, earlier: &Self) -> Self {
         self.with(earlier, |now, then| *now = now.saturating_sub(then));
@@ -237,5 +270,33 @@ impl TcpFlags {
     /// The parts with the names that outputs use.
     pub fn each(&self) -> [(&'static str, u64); 3] {
         [("syn", self.syn), ("fin", self.fin), ("rst", self.rst)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(packets: u64, multicast: u64, unflowed: u64, truncated: u64) -> Counters {
+        let count = |packets| netobs_common::Count { packets, bytes: 100 * packets };
+        let mut raw = Counters::ZERO;
+        raw.class[class::OTHER as usize] = count(packets);
+        raw.multicast = count(multicast);
+        raw.unflowed = count(unflowed);
+        raw.unflowed_truncated = truncated;
+        raw
+    }
+
+    /// A part that is read before the packet that it is of is in the whole.
+    #[test]
+    fn a_torn_reading_makes_nothing_less() {
+        let first = Traffic::read(&raw(10, 3, 5, 2), &Traffic::default());
+        assert_eq!((first.cast.unicast.packets, first.cast.multicast.packets), (7, 3));
+        let torn = Traffic::read(&raw(10, 4, 5, 3), &first);
+        assert_eq!(torn, first);
+        let then = Traffic::read(&raw(12, 4, 7, 3), &torn);
+        assert_eq!((then.cast.unicast.packets, then.cast.unicast.bytes), (8, 800));
+        assert_eq!((then.cast.multicast.packets, then.cast.multicast.bytes), (4, 400));
+        assert_eq!((then.unflowed.packets, then.unflowed_truncated), (7, 3));
     }
 }

@@ -405,6 +405,7 @@ pub fn snapshot() -> Snapshot {
         protocol: "tcp".into(),
         port: Some(5432),
         count: EdgeCount { sent, received },
+        once: sent.or(received).unwrap_or_default(),
     };
     let service =
         EdgeEnd { service: Some("shop/db".into()), class: Some(Class::Cluster), ..EdgeEnd::default() };

@@ -8,6 +8,7 @@ use crate::{
     model::{
         Dropped,
         drops::{DropKind, Party},
+        named::has_id,
     },
     output::trace::{Layers, Transport},
 };
@@ -54,9 +55,9 @@ impl Wanted {
             || self.networks.is_empty() && is(kind.at.container.as_ref(), kind.at.container_id.as_ref())
     }
 
-    /// As packets that pass are asked for: four digits at least.
+    /// As packets that pass are asked for.
     fn names_id(&self, id: &str) -> bool {
-        self.containers.iter().any(|name| name.len() >= 4 && id.starts_with(name.as_str()))
+        self.containers.iter().any(|name| has_id(name, id))
     }
 }
 

@@ -18,7 +18,7 @@ use self::source::Source;
 use crate::{
     cli::{Cli, Command, Output, WatchArgs},
     demo,
-    model::Snapshot,
+    model::{Snapshot, named::is_named},
     observe,
     output::{
         csv,
@@ -137,9 +137,8 @@ fn select(snapshot: Snapshot, args: &WatchArgs, filter: &Filter) -> anyhow::Resu
     }
     let mut wanted = Vec::new();
     for name in &args.containers {
-        let found = snapshot.containers.iter().find(|container| {
-            container.name == *name || (name.len() >= 4 && container.id.starts_with(name.as_str()))
-        });
+        let found =
+            snapshot.containers.iter().find(|container| is_named(name, &container.name, &container.id));
         match found {
             Some(container) => wanted.push(format!("id={}", container.id)),
             None => match filter::nearest(name, &snapshot) {

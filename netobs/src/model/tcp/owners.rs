@@ -1,7 +1,7 @@
 //! Whose connections they were, and how single ones stand.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -20,8 +20,8 @@ const MAX_PENDING: usize = 4096;
 #[derive(Debug, Default)]
 pub(in crate::model) struct TcpState {
     lost: ByName,
-    /// Containers by the cookies of namespaces that were theirs.
-    owners: HashMap<TcpNamespace, String>,
+    /// Containers by the cookies of namespaces that were theirs, and when something was last counted there.
+    pub(super) owners: HashMap<TcpNamespace, (String, Instant)>,
     /// What was counted where it is not known yet whose it is.
     pending: HashMap<TcpNamespace, Pending>,
     /// Counted in namespaces that there was no room for.
@@ -85,16 +85,16 @@ impl State {
         for told in &sample.connections {
             tcp.connection(told, self.flows.capacity(), now);
         }
-        self.settle_tcp(&mut tcp);
+        self.settle_tcp(&mut tcp, now);
         self.tcp = Some(tcp);
     }
 
     /// Adds what waits to the containers that are known by now.
-    fn settle_tcp(&mut self, tcp: &mut TcpState) {
+    fn settle_tcp(&mut self, tcp: &mut TcpState, now: Instant) {
         let mut waiting = std::mem::take(&mut tcp.pending);
         waiting.retain(|namespace, pending| {
             let whose = match tcp.owners.get(namespace) {
-                Some(owner) => Whose::One(owner.clone()),
+                Some((owner, _)) => Whose::One(owner.clone()),
                 None => self.whose(tcp, *namespace, pending.since),
             };
             match whose {
@@ -102,7 +102,7 @@ impl State {
                     let Some(container) = self.containers.get_mut(&owner) else { return true };
                     container.tcp += &pending.counts;
                     if namespace.cookie != 0 {
-                        tcp.owners.insert(*namespace, owner);
+                        tcp.owners.insert(*namespace, (owner, now));
                     }
                     false
                 }
@@ -123,8 +123,9 @@ impl State {
             is_own(entry) && entry.namespace.as_ref().is_some_and(|of| of.identity.1 == namespace.inode)
         };
         // What has ended with another namespace of that number has not had this one.
-        let had_another =
-            |id: &String| tcp.owners.iter().any(|(of, owner)| of.inode == namespace.inode && owner == id);
+        let had_another = |id: &String| {
+            tcp.owners.iter().any(|(of, (owner, _))| of.inode == namespace.inode && owner == id)
+        };
         let candidates = self.containers.iter().filter(|(_, entry)| had(entry));
         let (live, ended): (Vec<_>, Vec<_>) = candidates.partition(|(_, entry)| is_live(&entry.info));
         let lately =
@@ -154,7 +155,7 @@ impl State {
     /// Forgets what nobody turned out to own, and connections that are over.
     pub(in crate::model) fn expire_tcp(&mut self, now: Instant) {
         let Some(mut tcp) = self.tcp.take() else { return };
-        self.settle_tcp(&mut tcp);
+        self.settle_tcp(&mut tcp, now);
         let (grace, idle) = (self.grace, self.flows.idle());
         let age = |at: Instant| now.saturating_duration_since(at);
         let mut over = std::mem::take(&mut tcp.pending);
@@ -165,7 +166,7 @@ impl State {
             }
         }
         tcp.pending = waiting;
-        tcp.owners.retain(|_, container| self.containers.contains_key(container));
+        tcp.forget_owners(&self.containers, |at| age(at) < grace);
         // One that lasts is told of when it begins and when it ends; in between its flow tells that it is there.
         let old: HashSet<(FlowEnd, FlowEnd)> = tcp
             .connections
@@ -212,7 +213,7 @@ impl State {
     pub(in crate::model) fn tcp_ends(&self) -> TcpEnds<'_> {
         let tcp = self.tcp.as_ref().filter(|tcp| !tcp.connections.is_empty());
         let mut namespaces: HashMap<&str, Vec<TcpNamespace>> = HashMap::new();
-        for (namespace, container) in tcp.iter().flat_map(|tcp| &tcp.owners) {
+        for (namespace, (container, _)) in tcp.iter().flat_map(|tcp| &tcp.owners) {
             namespaces.entry(container).or_default().push(*namespace);
         }
         // Of kernels without cookies.
@@ -270,6 +271,30 @@ impl Connection {
 }
 
 impl TcpState {
+    /// Forgets namespaces of containers that are not known any more, and those that a container had before others: of
+    /// the one that it has, or had last, its cookie is kept, whose inode number others before may have had.
+    fn forget_owners(
+        &mut self,
+        containers: &BTreeMap<String, ContainerEntry>,
+        is_recent: impl Fn(Instant) -> bool,
+    ) {
+        let has = |container: &str, inode| {
+            let namespace = containers.get(container).and_then(|entry| entry.namespace.as_ref());
+            namespace.is_some_and(|namespace| namespace.identity.1 == inode)
+        };
+        let mut newest: HashMap<String, u64> = HashMap::new();
+        for (namespace, (container, _)) in &self.owners {
+            if has(container, namespace.inode) {
+                let cookie = newest.entry(container.clone()).or_default();
+                *cookie = namespace.cookie.max(*cookie);
+            }
+        }
+        self.owners.retain(|namespace, (container, at)| {
+            containers.contains_key(container)
+                && (is_recent(*at) || newest.get(container) == Some(&namespace.cookie))
+        });
+    }
+
     fn connection(&mut self, told: &TcpConnection, capacity: usize, now: Instant) {
         let key = (told.namespace, told.local, told.remote);
         if !self.connections.contains_key(&key) && self.connections.len() >= capacity {

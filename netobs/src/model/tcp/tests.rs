@@ -144,6 +144,28 @@ fn on_the_hosts_network_and_on_anothers_it_is_not_known() {
     assert_eq!(world.connects(2), [None, None, None]);
 }
 
+/// One that is started again and again, each time in a namespace of its own.
+#[test]
+fn namespaces_that_a_container_had_are_forgotten() {
+    let mut world = World::new();
+    for n in 0..1000 {
+        // Numbers come again, and others.
+        let inode = INODE + n % 7 * (n % 11);
+        world.container(n, "a", "", Some((inode, false)));
+        world.tell(n, &[connects(inode, 100 + n, 1)]);
+        assert_eq!(world.connects(n), [Some(n + 1)]);
+        world.ends(n, "a");
+    }
+    let kept = |world: &World| world.state.tcp.as_ref().map(|tcp| tcp.owners.len());
+    assert!(kept(&world).is_some_and(|kept| kept <= 61), "those of the last minute: {:?}", kept(&world));
+    world.container(1000, "a", "", Some((INODE, false)));
+    world.tell(1000, &[connects(INODE, 5000, 1)]);
+    assert_eq!(world.connects(1100), [Some(1001)]);
+    assert_eq!(kept(&world), Some(1), "the one that it has");
+    world.tell(1101, &[connects(INODE, 5000, 1)]);
+    assert_eq!(world.connects(1101), [Some(1002)]);
+}
+
 #[test]
 fn what_nobody_owns_is_forgotten() {
     let mut world = World::new();

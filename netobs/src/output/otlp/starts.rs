@@ -41,13 +41,16 @@ struct Series {
 }
 
 /// Families whose counters are in maps that are pinned: the exact layer's.
-const PINNED: [&str; 10] = [
+const PINNED: [&str; 13] = [
     "netobs_container_receive_",
     "netobs_container_transmit_",
     "netobs_container_ethertype_",
     "netobs_container_cast_",
     "netobs_container_protocol_",
     "netobs_container_tcp_flags_",
+    "netobs_container_unflowed_cause_",
+    "netobs_container_foreign_mac_",
+    "netobs_container_unjudged_mac_",
     "netobs_network_receive_",
     "netobs_network_transmit_",
     "netobs_interface_receive_",

@@ -195,7 +195,6 @@ const UNFLOWED: Parts<2> = Parts {
     help: "IP packets {} by the container that are in no flow, by why: no room for one more, or a cut header",
     of: |traffic| {
         let truncated = traffic.unflowed_truncated;
-        // Read while the kernel counts, a part may be ahead of the whole.
         [("no_room", traffic.unflowed.packets.saturating_sub(truncated)), ("truncated", truncated)]
     },
 };
@@ -233,10 +232,8 @@ fn write_sizes(metrics: &mut Vec<Metric>, series: &[Series], out: &mut Expositio
 }
 
 fn sizes(traffic: &Traffic) -> Histogram {
-    let below: u64 = traffic.size[..SIZE_BOUNDS.len()].iter().sum();
-    // Read while the kernel counts, a bucket may be ahead of the whole; the last must not be smaller.
-    let count = traffic.wire_packets.max(below);
-    histogram(SIZE_BOUNDS.map(f64::from), traffic.size, count, float(traffic.wire_bytes))
+    let bounds = SIZE_BOUNDS.map(f64::from);
+    histogram(bounds, traffic.size, traffic.wire_packets, float(traffic.wire_bytes))
 }
 
 fn write_info(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {

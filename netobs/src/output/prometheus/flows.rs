@@ -63,7 +63,7 @@ fn edges(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
         let (source, destination) = (&edge.source, &edge.destination);
         let values =
             [name(source), id(source), name(destination), id(destination), edge.protocol.as_str(), &port];
-        let once = edge.count.once();
+        let once = edge.once;
         (services(edge, pods(edge, Labels::new(EDGE_LABELS, values))), [once.packets, once.bytes])
     });
     let other = snapshot.agent.flows.iter().map(|flows| {
