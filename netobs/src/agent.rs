@@ -20,7 +20,8 @@ use crate::{
     ebpf::{
         Counted, EventRing,
         drops::{DropOptions, Drops},
-        tcp::{Tcp, TcpOptions, first_line},
+        first_line,
+        tcp::{Tcp, TcpOptions},
     },
     events::EventThread,
     inside::Inside,
@@ -341,8 +342,8 @@ impl Agent {
             .collect();
         let now = Instant::now();
         self.state.apply(Update::Samples(samples), now);
-        for (key, mac) in self.state.misjudged_senders() {
-            lock(&self.observer).correct_sender(key, mac);
+        for (key, mac, judged) in self.state.misjudged_senders() {
+            lock(&self.observer).correct_sender(key, mac, judged);
         }
         self.state.snapshot(now, SystemTime::now())
     }
@@ -439,7 +440,7 @@ impl Agent {
             }
             Err(error) => {
                 tracing::debug!(%error, "load the programs for TCP");
-                self.state.apply(Update::Degraded { feature: TCP, why: first_line(&error.to_string()) }, now);
+                self.state.apply(Update::Degraded { feature: TCP, why: first_line(&error) }, now);
             }
         }
     }
@@ -697,11 +698,8 @@ fn load_drops(options: &DropOptions, state: &mut State, now: Instant) -> Option<
             Some(drops)
         }
         Err(error) => {
-            let text = error.to_string();
-            // The verifier's log is long; the first line says what was refused.
-            let why = text.lines().next().unwrap_or_default().to_owned();
             tracing::debug!(%error, "load the program for dropped packets");
-            state.apply(Update::Degraded { feature: DROPS, why }, now);
+            state.apply(Update::Degraded { feature: DROPS, why: first_line(&error) }, now);
             None
         }
     }

@@ -14,11 +14,10 @@ use tokio::net::TcpStream;
 
 use crate::{
     cli::{DoctorArgs, KubernetesArgs, LISTEN},
-    ebpf::{AttachMode, EventOptions, Observer, Options},
+    ebpf::{AttachMode, EventOptions, Observer, Options, first_line},
     observe,
     output::format::escape,
-    privileges,
-    running::Running,
+    privileges, running,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,20 +157,16 @@ fn programs() -> Finding {
             found: "the kernel accepts them".to_owned(),
             advice: None,
         },
-        Err(error) => {
-            // The verifier's log is long; its first line says what was refused.
-            let text = error.to_string();
-            Finding {
-                verdict: Verdict::Bad,
-                subject: "programs",
-                found: text.lines().next().unwrap_or_default().to_owned(),
-                advice: Some(if privileges::missing().iter().any(|need| need.required) {
-                    "see the privileges above".to_owned()
-                } else {
-                    "a kernel that refuses them is a bug: please report it with this output".to_owned()
-                }),
-            }
-        }
+        Err(error) => Finding {
+            verdict: Verdict::Bad,
+            subject: "programs",
+            found: first_line(&error),
+            advice: Some(if privileges::missing().iter().any(|need| need.required) {
+                "see the privileges above".to_owned()
+            } else {
+                "a kernel that refuses them is a bug: please report it with this output".to_owned()
+            }),
+        },
     }
 }
 
@@ -246,15 +241,18 @@ fn agent(address: Option<SocketAddr>) -> anyhow::Result<Vec<Finding>> {
         advice: advice.map(str::to_owned),
     };
     let runtime = observe::runtime()?;
-    let local = address.is_none().then(|| runtime.block_on(ask_locally())).flatten();
+    let local = address.is_none().then(|| runtime.block_on(ask_locally()));
     let address = address.unwrap_or(LISTEN);
-    let told = local.map_or_else(|| runtime.block_on(ask(address)), Ok);
+    let told = match local {
+        Some(Ok(snapshot)) => Ok(snapshot),
+        // One that is there and does not answer, as one of another version, may do so there.
+        Some(Err(error)) if !is_nobody(&error) => runtime.block_on(ask(address)).map_err(|_| error),
+        _ => runtime.block_on(ask(address)),
+    };
     let snapshot = match told {
         Ok(snapshot) => snapshot,
         Err(error) => {
-            let is_none = error
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            let is_none = is_nobody(&error);
             let found = if is_none { "none runs".to_owned() } else { format!("{error:#}") };
             let verdict = if is_none { Verdict::Ok } else { Verdict::Less };
             let advice = (!is_none).then_some("--agent ADDRESS asks another");
@@ -310,10 +308,15 @@ fn differences(snapshot: &Value) -> Vec<(String, u64)> {
         .collect()
 }
 
+/// Whether there was nobody to ask.
+fn is_nobody(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|error| error.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
 /// A snapshot of the agent of this network namespace, if it is of this version and user.
-async fn ask_locally() -> Option<Value> {
-    let running = Running::find().await?;
-    serde_json::to_value(running.snapshot(Duration::ZERO).await.ok()?).ok()
+async fn ask_locally() -> anyhow::Result<Value> {
+    Ok(serde_json::to_value(running::snapshot().await?)?)
 }
 
 /// A snapshot of a running agent, by HTTP.

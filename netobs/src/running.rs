@@ -89,6 +89,15 @@ pub fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
     Ok(uid.is_root() || uid == Uid::effective())
 }
 
+/// What the agent of this network namespace has now.
+///
+/// # Errors
+/// When there is none, it is another user's or of another version, or does not answer.
+pub async fn snapshot() -> anyhow::Result<Snapshot> {
+    let (snapshot, drops): (Snapshot, Option<DropReport>) = ask(&Wish::Snapshot).await?;
+    Ok(Snapshot { drops, ..snapshot })
+}
+
 /// An agent of this version has answered. It may have been replaced by another meanwhile.
 #[derive(Debug)]
 pub struct Running(());
@@ -113,8 +122,8 @@ impl Running {
     pub async fn snapshot(&self, patience: Duration) -> anyhow::Result<Snapshot> {
         let end = Instant::now() + patience;
         loop {
-            match ask::<(Snapshot, Option<DropReport>)>(&Wish::Snapshot).await {
-                Ok((snapshot, drops)) => return Ok(Snapshot { drops, ..snapshot }),
+            match snapshot().await {
+                Ok(snapshot) => return Ok(snapshot),
                 Err(_) if Instant::now() < end => sleep(AGAIN).await,
                 Err(error) => return Err(error),
             }

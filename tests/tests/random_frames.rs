@@ -16,7 +16,7 @@ use std::{
 
 use netobs::{
     ebpf::{self, Attach as _, AttachMode, EventOptions, Observer, Options, wait_for_programs},
-    model::{Count, FlowRecord, InterfaceKey},
+    model::{Count, FlowRecord, InterfaceKey, Judged},
 };
 use netobs_common::{Counters, FIRST, OPENED, class};
 use netobs_tests::{
@@ -83,7 +83,7 @@ impl Bench {
         .expect("load");
         observer.attach(KEY, ifindex, false).expect("attach");
         if let Some(mac) = sender {
-            observer.correct_sender(KEY, mac);
+            observer.correct_sender(KEY, mac, Judged::default());
         }
         let before = observer.read(KEY).expect("attached");
         Self { observer, road, before }

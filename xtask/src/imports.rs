@@ -104,21 +104,56 @@ fn violations_in<'a>(text: &str, forbidden: &[&'a str]) -> Vec<(usize, &'a str)>
             }
             break;
         }
-        let line = line.split("//").next().unwrap_or_default();
-        for word in forbidden {
-            if mentions(line, word) {
-                found.push((number + 1, *word));
+        let mut code = without_comment(line).to_owned();
+        if let Some(tree) =
+            code.trim_start().strip_prefix("pub ").unwrap_or(code.trim_start()).strip_prefix("use ")
+        {
+            let mut tree = tree.to_owned();
+            while !tree.contains(';') {
+                let Some((_, line)) = lines.next() else { break };
+                tree += without_comment(line).trim();
             }
+            code = paths(tree.split(';').next().unwrap_or_default()).join(" ");
         }
+        found.extend(forbidden.iter().filter(|word| mentions(&code, word)).map(|word| (number + 1, *word)));
     }
     found
 }
 
-/// A crate's name counts only as the beginning of a path.
+fn without_comment(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+/// What a tree of imports names, each path whole.
+fn paths(tree: &str) -> Vec<String> {
+    let tree = tree.trim();
+    let Some((prefix, rest)) = tree.split_once('{') else { return vec![tree.to_owned()] };
+    let inner = rest.rsplit_once('}').map_or(rest, |(inner, _)| inner);
+    let (mut depth, mut parts) = (0, vec![String::new()]);
+    for character in inner.chars() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        parts.last_mut().expect("one at least").push(character);
+    }
+    let named = parts.iter().filter(|part| !part.trim().is_empty()).flat_map(|part| paths(part));
+    named.map(|path| format!("{prefix}{path}")).collect()
+}
+
+/// A crate counts as the beginning of a path only; what has a path, or the name of a type, wherever it is.
 fn mentions(line: &str, word: &str) -> bool {
-    let needle = if word.contains("::") { word.to_owned() } else { format!("{word}::") };
-    line.match_indices(&needle).any(|(at, _)| {
-        !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
+    let is_crate = !word.contains("::") && word.starts_with(char::is_lowercase);
+    let of_name = |character: char| character.is_alphanumeric() || character == '_';
+    line.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + word.len()..]);
+        let begins = !(before.ends_with(of_name) || is_crate && before.ends_with(':'));
+        begins && !after.starts_with(of_name) && (!is_crate || after.starts_with("::"))
     })
 }
 
@@ -149,7 +184,21 @@ mod tests {
         assert_eq!(violations_in("use crate::ebpf::Observer;", &["crate::ebpf"]), [(1, "crate::ebpf")]);
         let text = "#[cfg(test)]\nmod tests;\nuse tokio::sync;\n";
         assert_eq!(violations_in(text, &["tokio"]), [(3, "tokio")], "after tests that are elsewhere");
-        assert_eq!(violations_in("let t = Instant::now();", &["Instant::now"]), [(1, "Instant::now")]);
+        for text in ["let t = Instant::now();", "let t = std::time::Instant::now();"] {
+            assert_eq!(violations_in(text, &["Instant::now"]), [(1, "Instant::now")], "{text}");
+        }
+        for text in
+            ["use std::net::TcpStream;", "let s = std::net::TcpStream::connect(a)?;", "fn f(s: TcpStream) {}"]
+        {
+            assert_eq!(violations_in(text, &["TcpStream"]), [(1, "TcpStream")], "{text}");
+        }
+        let text = "use std::{\n    fmt,\n    collections::{BTreeMap, HashMap},\n    fs, thread,\n};\nfs::read(a);\n";
+        assert_eq!(
+            violations_in(text, &["std::fs", "std::thread", "std::process"]),
+            [(1, "std::fs"), (1, "std::thread")]
+        );
+        let text = "pub use crate::{agent::Agent, model};\nlet x = 1;";
+        assert_eq!(violations_in(text, &["crate::agent"]), [(1, "crate::agent")]);
     }
 
     #[test]
@@ -157,6 +206,7 @@ mod tests {
         for text in [
             "// tokio::spawn is not for here",
             "use my_tokio::x;",
+            "use crate::{\n    tokio_like::X,\n};",
             "#[cfg(test)]\nmod tests {\n    use tokio::test;\n}",
             "#[cfg(test)]\nuse tokio::test;",
         ] {

@@ -18,7 +18,7 @@ use super::{
     slots::Slots,
 };
 use crate::{
-    model::{Baseline, FlowRecord, InterfaceKey, KernelStats, Removal, Sample, Senders},
+    model::{Baseline, FlowRecord, InterfaceKey, Judged, KernelStats, Removal, Sample, Senders},
     netlink::{Entrance, Netlink},
 };
 
@@ -161,8 +161,8 @@ pub trait Attach: Send {
     /// Counters of all attachments.
     fn read_all(&self) -> Vec<(InterfaceKey, Counted)>;
 
-    /// The source MAC address of frames that a container sends here is known from now on.
-    fn correct_sender(&mut self, _key: InterfaceKey, _mac: [u8; 6]) {}
+    /// The source MAC address of frames that a container sends here is known from now on; what was judged before stays.
+    fn correct_sender(&mut self, _key: InterfaceKey, _mac: [u8; 6], _judged: Judged) {}
 
     /// Begins to read flows. Then [`super::wait_for_programs`], for which the observer need not be held, and
     /// then [`Self::finish_flows`].

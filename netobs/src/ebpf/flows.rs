@@ -17,6 +17,7 @@ use netobs_common::{FREE_CELL, FlowCell, FlowKey, FlowOwner, LEAVING_CELL, Overf
 
 use super::{
     batch::{self, Command, Plain},
+    events::monotonic_ns,
     mapping::Mapping,
 };
 
@@ -348,11 +349,7 @@ struct Clock {
 
 impl Clock {
     fn now(tick: Duration) -> Self {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: writes the timespec; this clock always is.
-        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-        let now_ns = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
-        Self { now: Instant::now(), now_ns, tick }
+        Self { now: Instant::now(), now_ns: monotonic_ns(), tick }
     }
 
     /// So many ticks after `first`: of a number that has 32 bits and begins anew after 49 days (HZ=1000), the latest
@@ -376,7 +373,7 @@ impl Clock {
 /// One jiffy: what the coarse clocks step by.
 fn tick() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: as above.
+    // SAFETY: writes the timespec; this clock always is.
     unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }

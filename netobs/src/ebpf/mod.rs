@@ -36,3 +36,8 @@ pub use observer::Observer;
 pub use owner::claim_pinned;
 pub use resolvers::LOOPBACK;
 pub use tracer::{MIN_RING_BYTES, PacketFilter, Ring, TraceOptions, Tracer};
+
+/// Why something could not be loaded: the verifier's log is long, and its first line says what was refused.
+pub fn first_line(error: &impl std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}

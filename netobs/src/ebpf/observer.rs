@@ -21,7 +21,7 @@ use super::{
     slots::Slots,
 };
 use crate::{
-    model::{Baseline, FlowCount, FlowEnd, FlowRecord, InterfaceKey, KernelStats, Removal},
+    model::{Baseline, FlowCount, FlowEnd, FlowRecord, InterfaceKey, Judged, KernelStats, Removal},
     netlink::{Entrance, Netlink},
 };
 
@@ -293,11 +293,11 @@ impl Attach for Observer {
         self.attachments.slots().map(|(key, slot)| (key, self.read_slot(slot))).collect()
     }
 
-    fn correct_sender(&mut self, key: InterfaceKey, mac: [u8; 6]) {
+    fn correct_sender(&mut self, key: InterfaceKey, mac: [u8; 6], judged: Judged) {
         let Some(slot) = self.attachments.slot(key) else { return };
         let passed =
             |direction| self.read_counters(slot, direction).class.iter().map(|count| count.packets).sum();
-        self.object.senders.correct(slot, mac, passed);
+        self.object.senders.correct(slot, mac, judged, passed);
     }
 
     fn begin_flows(&mut self) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netobs_common::{ANY_SENDER, DIRECTIONS, EGRESS, INGRESS, Sender, mac_word, sender_index};
 
 use super::mapping::Mapping;
-use crate::model::{Count, Senders as Sample};
+use crate::model::{Count, Judged, Senders as Sample};
 
 const WORDS: usize = size_of::<Sender>() / size_of::<u64>();
 
@@ -55,18 +55,20 @@ impl Senders {
         })
     }
 
-    /// From now on frames are compared with this address. `passed` is asked for the frames that have passed.
-    pub fn correct(&self, slot: u32, address: [u8; 6], passed: impl Fn(u32) -> u64) {
+    /// From now on frames are compared with this address. `passed` is asked for the frames that have passed; what was
+    /// `judged` of them stays.
+    pub fn correct(&self, slot: u32, address: [u8; 6], judged: Judged, passed: impl Fn(u32) -> u64) {
         for direction in 0..DIRECTIONS {
             let [mac, packets, bytes, unjudged] = self.cell(slot, direction) else { continue };
             if mac.load(Ordering::Relaxed) == ANY_SENDER {
                 continue;
             }
             mac.store(mac_word(address), Ordering::Release);
-            unjudged.store(passed(direction), Ordering::Relaxed);
+            unjudged.store(passed(direction).saturating_sub(judged.frames), Ordering::Relaxed);
             // A program may be adding at this moment.
-            for word in [packets, bytes] {
-                word.fetch_sub(word.load(Ordering::Relaxed), Ordering::Relaxed);
+            for (word, judged) in [(packets, judged.foreign.packets), (bytes, judged.foreign.bytes)] {
+                let too_many = word.load(Ordering::Relaxed).wrapping_sub(judged);
+                word.fetch_sub(too_many, Ordering::Relaxed);
             }
         }
     }

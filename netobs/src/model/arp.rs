@@ -101,8 +101,7 @@ struct Claim {
 struct Claims {
     claims: Vec<Claim>,
     /// MAC addresses that were found in conflict, whose those are, and when last.
-    conflict: BTreeMap<Mac, Option<InterfaceKey>>,
-    conflict_ns: u64,
+    conflict: BTreeMap<Mac, (Option<InterfaceKey>, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -246,9 +245,7 @@ impl Claims {
         let now_ns = claim.last_ns;
         let oldest = now_ns.saturating_sub(nanoseconds(WINDOW));
         self.claims.retain(|other| other.last_ns >= oldest);
-        if self.conflict_ns < oldest {
-            self.conflict.clear();
-        }
+        self.conflict.retain(|_, (_, last_ns)| *last_ns >= oldest);
         let mine = self.claims.iter().position(|other| other.mac == claim.mac);
         let before_ns = mine.map(|at| self.claims[at].last_ns);
         if let Some(at) = mine {
@@ -265,15 +262,15 @@ impl Claims {
             if !at_once && !in_turns {
                 continue;
             }
-            self.conflict_ns = now_ns;
             for one in [&claim, other] {
-                let is_new = !self.conflict.contains_key(&one.mac);
+                let before = self.conflict.get(&one.mac).map(|(by, _)| *by);
                 // Who makes up ever new ones is told of all the same.
-                if is_new && self.conflict.values().filter(|by| **by == one.by).count() >= MAX_CLAIMS {
+                let is_theirs = |(by, _): &&(Option<InterfaceKey>, u64)| *by == one.by;
+                if before != Some(one.by) && self.conflict.values().filter(is_theirs).count() >= MAX_CLAIMS {
                     continue;
                 }
-                self.conflict.insert(one.mac, one.by);
-                if is_new {
+                self.conflict.insert(one.mac, (one.by, now_ns));
+                if before.is_none() {
                     told.extend(one.by);
                 }
             }
@@ -305,17 +302,16 @@ impl State {
     pub(super) fn conflicts(&self, arp: &Arp, read_ns: u64) -> BTreeMap<String, Vec<Conflict>> {
         let oldest = read_ns.saturating_sub(nanoseconds(WINDOW));
         let mut conflicts: BTreeMap<String, Vec<Conflict>> = BTreeMap::new();
-        let mut standing: Vec<_> = arp
-            .addresses
-            .iter()
-            .filter(|(_, claims)| !claims.conflict.is_empty() && claims.conflict_ns >= oldest)
-            .collect();
+        let standing = arp.addresses.iter().map(|(key, claims)| {
+            let lately = claims.conflict.iter().filter(|(_, (_, last_ns))| *last_ns >= oldest);
+            (key, lately.map(|(mac, (by, _))| (mac, *by)).collect::<Vec<_>>())
+        });
+        let mut standing: Vec<_> = standing.filter(|(_, conflict)| !conflict.is_empty()).collect();
         standing.sort_by_key(|(key, _)| *key);
-        for ((scope, address), claims) in standing {
-            let owners: BTreeSet<&str> = claims
-                .conflict
-                .values()
-                .flatten()
+        for ((scope, address), conflict) in standing {
+            let owners: BTreeSet<&str> = conflict
+                .iter()
+                .filter_map(|(_, by)| by.as_ref())
                 .filter_map(|key| Some(self.interfaces.get(key)?.owner.as_ref()?.container.as_str()))
                 .collect();
             let network = match scope {
@@ -324,7 +320,7 @@ impl State {
             };
             let mut containers: Vec<String> = owners.iter().map(|id| self.container_name(id)).collect();
             containers.sort();
-            let macs = claims.conflict.keys().map(format_mac).collect();
+            let macs = conflict.iter().map(|(mac, _)| format_mac(mac)).collect();
             let conflict = Conflict { address: *address, network, macs, containers };
             for id in owners {
                 conflicts.entry(id.to_owned()).or_default().push(conflict.clone());
@@ -395,6 +391,18 @@ mod tests {
         }
         take([4; 6], 2, 51);
         assert!(claims.conflict.contains_key(&[4; 6]), "the other who has it");
+        // Two who take each other's, again and again.
+        let mut claims = Claims::default();
+        for n in 0..1000u64 {
+            let [.., high, low] = n.to_be_bytes();
+            for by in [1, 2, 1] {
+                for last in [1, 2] {
+                    let by = Some(InterfaceKey(by));
+                    claims.take(Claim { mac: [2, 0, 0, high, low, last], by, last_ns: SECOND + n }, |_| true);
+                }
+            }
+            assert!(claims.conflict.len() <= 2 * MAX_CLAIMS, "{}", claims.conflict.len());
+        }
     }
 
     /// Whatever arrives, nothing panics: cut at every byte, and with every byte of the header changed.

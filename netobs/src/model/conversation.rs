@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     class::{Class, Peer},
     edge::EdgeCount,
-    flow::{End, Flow, FlowId, Known},
+    flow::{End, Flow, FlowId, Known, Observed},
     fold::protocol_name,
     named::is_named,
     snapshot::unix_seconds,
@@ -180,7 +180,7 @@ impl State {
                 Some(((container, id.local, id.remote, id.protocol), at))
             })
             .collect();
-        let tcp = self.tcp_ends();
+        let (tcp, observed) = (self.tcp_ends(), Observed::of(&self.interfaces, &self.flows.ended));
         let mut flows = Vec::new();
         for (id, flow) in kept.iter() {
             let other = flow.known.and_then(|known| {
@@ -196,7 +196,7 @@ impl State {
             if other.is_some() && !is_first((&id, &flow), other) {
                 continue;
             }
-            let conversation = self.conversation((&id, &flow), other, &tcp, now, time);
+            let conversation = self.conversation((&id, &flow), other, &tcp, &observed, now, time);
             if keep(&conversation) {
                 flows.push(conversation);
             }
@@ -213,13 +213,14 @@ impl State {
         (id, flow): (&FlowId, &Flow<'_>),
         other: Option<(FlowId, Flow<'_>)>,
         tcp: &TcpEnds<'_>,
+        observed: &Observed<'_>,
         now: Instant,
         time: SystemTime,
     ) -> Conversation {
         let known = flow.known;
         let of_other = other.map(|(_, flow)| flow);
         // An end that is observed and has no such flow has neither sent nor received any of it.
-        let none = || known.filter(|known| self.observes(&known.peer)).map(|_| FlowCount::default());
+        let none = || known.filter(|known| observed.has(&known.peer)).map(|_| FlowCount::default());
         let received = of_other.map(|other| other.rx).or_else(none);
         let sent = of_other.map(|other| other.tx).or_else(none);
         let from_here = EdgeCount { sent: Some(flow.tx), received };

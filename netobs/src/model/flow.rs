@@ -4,6 +4,7 @@
 //! so that what is attached first and named later misses nothing.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, HashMap},
     hash::{Hash, Hasher},
     sync::Arc,
@@ -17,7 +18,7 @@ use super::{
     edge::{EdgeKey, Edges},
     kept::Kept,
     published::Surroundings,
-    state::{ContainerEntry, State},
+    state::{ContainerEntry, InterfaceEntry, State},
     traffic::Count,
     update::{FlowCount, FlowEnd, FlowRecord, InterfaceKey},
 };
@@ -88,7 +89,7 @@ pub struct Table {
     pub(super) flows: Kept,
     pub(super) edges: Edges,
     /// Attachments that were let go, and when: their flows may yet be told of.
-    ended: BTreeMap<InterfaceKey, (Point, Instant)>,
+    pub(super) ended: BTreeMap<InterfaceKey, (Point, Instant)>,
     /// Flows that were not listed, as there were too many.
     pub(super) unlisted: u64,
 }
@@ -186,7 +187,8 @@ impl State {
         let mut table = std::mem::take(&mut self.flows);
         let mut settled = Settled::default();
         {
-            let map = Map::new(self);
+            // Of all containers: made where something is not known yet.
+            let map = LazyCell::new(|| Map::new(self));
             let mut points: HashMap<InterfaceKey, Option<Point>> = HashMap::new();
             let mut unlisted = Kept::default();
             let mut unknown = Vec::new();
@@ -232,7 +234,8 @@ impl State {
         let idle = table.options.idle;
         let mut settled = Settled::default();
         {
-            let map = Map::new(self);
+            // Of all containers: made where something is not known yet.
+            let map = LazyCell::new(|| Map::new(self));
             let mut points: HashMap<InterfaceKey, Option<Point>> = HashMap::new();
             // From the last: what takes the place of one that is dropped has been looked at.
             for at in (0..table.flows.len() as u32).rev() {
@@ -262,16 +265,9 @@ impl State {
         self.settle(settled);
     }
 
-    /// Whether what the other end sends and receives is counted there too.
-    pub(super) fn observes(&self, peer: &Peer) -> bool {
-        let Peer::Container(id) = peer else { return false };
-        self.interfaces.values().any(|entry| {
-            entry.ended.is_none() && entry.owner.as_ref().is_some_and(|owner| owner.container == *id)
-        })
-    }
-
     /// Adds what flows have counted to the sums.
     fn settle(&mut self, settled: Settled) {
+        let observed = Observed::of(&self.interfaces, &self.flows.ended);
         let Settled { sums, ports, unknown: [rx, tx] } = settled;
         self.unclassified[0] += rx;
         self.unclassified[1] += tx;
@@ -306,7 +302,7 @@ impl State {
                 protocol,
                 port,
             };
-            let observed = self.observes(peer);
+            let observed = observed.has(peer);
             if tx != FlowCount::default() {
                 self.flows.edges.sent(edge(&local, peer), tx, observed);
             }
@@ -314,6 +310,25 @@ impl State {
                 self.flows.edges.received(edge(peer, &local), rx, observed);
             }
         }
+    }
+}
+
+/// Containers whose packets are counted where they are, or were until lately: the last of them are told of later.
+pub(super) struct Observed<'a>(foldhash::HashSet<&'a str>);
+
+impl<'a> Observed<'a> {
+    pub fn of(
+        interfaces: &'a BTreeMap<InterfaceKey, InterfaceEntry>,
+        ended: &'a BTreeMap<InterfaceKey, (Point, Instant)>,
+    ) -> Self {
+        let live = interfaces.values().filter(|entry| entry.ended.is_none());
+        let live = live.filter_map(|entry| Some(entry.owner.as_ref()?.container.as_str()));
+        Self(live.chain(ended.values().map(|(point, _)| point.container.as_str())).collect())
+    }
+
+    /// Whether what the other end of a flow sends and receives is counted there, too.
+    pub fn has(&self, peer: &Peer) -> bool {
+        matches!(peer, Peer::Container(id) if self.0.contains(id.as_str()))
     }
 }
 

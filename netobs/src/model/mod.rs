@@ -31,7 +31,7 @@ pub use netobs_common::trace::TraceCounts;
 
 pub use capture::{Book, Dropped, Packet, Point, PointOwner, Way};
 pub use event::Looked;
-pub use sender::{ForeignMac, Senders};
+pub use sender::{ForeignMac, Judged, Senders};
 pub use snapshot::{
     AgentHealth, Baseline, Compose, Container, Drops, Endpoint, EngineStatus, Interface, Latency, Network,
     Pod, Published, Rates, Snapshot, Subnet, Via,

@@ -16,9 +16,9 @@ pub struct Senders {
     /// [`netobs_common::mac_word`] of the address that frames are compared with: that of the first, or what it was
     /// corrected to. None before there was a frame.
     pub usual: Option<u64>,
-    /// Frames from another.
+    /// Frames from another, and of those that were judged before it was corrected.
     pub other: Count,
-    /// Frames that passed before it was corrected: not compared with what it should have been.
+    /// Frames that passed before it was corrected and were not compared with what it should have been.
     pub unjudged: u64,
 }
 
@@ -44,12 +44,12 @@ impl std::ops::Add for ForeignMac {
 
 impl State {
     /// Attachments whose frames are compared with another address than the interface in the container has; with
-    /// that one.
-    pub fn misjudged_senders(&self) -> Vec<(InterfaceKey, [u8; 6])> {
+    /// that one, and what was compared before it had it.
+    pub fn misjudged_senders(&self) -> Vec<(InterfaceKey, [u8; 6], Judged)> {
         let live = self.interfaces.values().filter(|entry| entry.ended.is_none());
         live.filter_map(|entry| {
             let (usual, own) = (entry.comparison.usual()?, entry.own_mac()?);
-            (usual != mac_word(own)).then_some((entry.info.key, own))
+            (usual != mac_word(own)).then_some((entry.info.key, own, entry.comparison.judged))
         })
         .collect()
     }
@@ -57,11 +57,11 @@ impl State {
 
 /// How far frames have been compared with the address that they should have.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Judged {
+pub struct Judged {
     /// All that had another.
-    foreign: Count,
+    pub foreign: Count,
     /// Frames that were compared.
-    frames: u64,
+    pub frames: u64,
 }
 
 /// Frames of one interface that are compared: with an address that may turn out to be wrong, or change.
@@ -70,8 +70,6 @@ pub(super) struct Comparison {
     senders: Option<Senders>,
     /// Up to the last reading in which the address was right.
     judged: Judged,
-    /// Up to when what is compared with was last corrected: the programs count from 0 since.
-    before: Judged,
 }
 
 impl Comparison {
@@ -81,28 +79,21 @@ impl Comparison {
     }
 
     fn take(&mut self, senders: Option<Senders>, own: Option<[u8; 6]>, sent: u64) {
-        let last = self.usual();
         self.senders = senders;
-        if self.usual() != last {
-            self.before = self.judged;
-        }
-        if own.is_some_and(|own| self.usual() == Some(mac_word(own)))
-            && let Some(foreign) = self.foreign(own, sent)
+        if let (Some(senders), Some(own)) = (senders, own)
+            && senders.usual == Some(mac_word(own))
         {
-            let frames = sent.saturating_sub(foreign.unjudged_packets);
-            self.judged = Judged { foreign: foreign.count, frames };
+            self.judged = Judged { foreign: senders.other, frames: sent.saturating_sub(senders.unjudged) };
         }
     }
 
     fn foreign(&self, own: Option<[u8; 6]>, sent: u64) -> Option<ForeignMac> {
         let (senders, own) = (self.senders?, own?);
-        if senders.usual.is_some_and(|usual| usual != mac_word(own)) {
-            let unjudged_packets = sent.saturating_sub(self.judged.frames);
-            return Some(ForeignMac { count: self.judged.foreign, unjudged_packets });
+        if senders.usual.is_none_or(|usual| usual == mac_word(own)) {
+            return Some(ForeignMac { count: senders.other, unjudged_packets: senders.unjudged });
         }
-        let mut count = self.before.foreign;
-        count += senders.other;
-        Some(ForeignMac { count, unjudged_packets: senders.unjudged.saturating_sub(self.before.frames) })
+        let unjudged_packets = sent.saturating_sub(self.judged.frames);
+        Some(ForeignMac { count: self.judged.foreign, unjudged_packets })
     }
 }
 
@@ -148,7 +139,7 @@ pub(super) fn mac_bytes(text: &str) -> Option<[u8; 6]> {
 mod tests {
     use super::*;
 
-    /// The first frame had another address; then the interface is given a new one, twice over unnoticed for a while.
+    /// The first frame had another address; then the interface is given a new one, unnoticed for a while.
     #[test]
     fn what_was_judged_stays_so() {
         let [first, own, new] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3]];
@@ -158,14 +149,15 @@ mod tests {
             let senders = Senders { usual: Some(mac_word(usual)), other, unjudged };
             comparison.take(Some(senders), Some(own), sent);
             let foreign = comparison.foreign(Some(own), sent).expect("compared");
-            (foreign.count.packets, foreign.unjudged_packets)
+            let Judged { foreign: kept, frames } = comparison.judged;
+            ((foreign.count.packets, foreign.unjudged_packets), (kept.packets, frames))
         };
-        assert_eq!(read(first, 5, 0, own, 8), (0, 8), "compared with a wrong one");
-        assert_eq!(read(own, 0, 9, own, 9), (0, 9), "corrected");
-        assert_eq!(read(own, 3, 9, own, 20), (3, 9));
-        assert_eq!(read(own, 7, 9, new, 25), (3, 9 + 5), "has a new one");
-        assert_eq!(read(new, 0, 26, new, 26), (3, 9 + 6), "corrected");
-        assert_eq!(read(new, 2, 26, new, 30), (5, 9 + 6));
+        assert_eq!(read(first, 5, 0, own, 8), ((0, 8), (0, 0)), "compared with a wrong one");
+        assert_eq!(read(own, 0, 9, own, 9), ((0, 9), (0, 0)), "corrected");
+        assert_eq!(read(own, 3, 9, own, 20), ((3, 9), (3, 11)));
+        assert_eq!(read(own, 7, 9, new, 25), ((3, 14), (3, 11)), "has a new one");
+        assert_eq!(read(new, 3, 26 - 11, new, 26), ((3, 15), (3, 11)), "corrected, with what was judged");
+        assert_eq!(read(new, 5, 15, new, 30), ((5, 15), (5, 15)));
     }
 
     #[test]

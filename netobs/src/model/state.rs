@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netobs_common::Counters;
+
 use super::{
     drops::DropState,
     event::{EventTable, Seen},
@@ -803,6 +805,11 @@ impl InterfaceEntry {
     }
 
     fn sample(&mut self, sample: &Sample, now: Instant) {
+        let passed = |counters: &Counters| counters.class.iter().map(|count| count.packets).sum::<u64>();
+        if passed(&sample.ingress) < self.ingress.packets || passed(&sample.egress) < self.egress.packets {
+            // Read before the last one, by another thread, and told of after it.
+            return;
+        }
         let ingress = Traffic::read(&sample.ingress, &self.ingress);
         let egress = Traffic::read(&sample.egress, &self.egress);
         if let Some(elapsed) = self.sampled.map(|last| now.duration_since(last).as_secs_f64())

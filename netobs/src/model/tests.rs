@@ -1,13 +1,16 @@
 //! Updates and times in, snapshots out.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant, SystemTime},
+};
 
-use netobs_common::{Count, Counters, class, l4};
+use netobs_common::{Count, Counters, FIRST, class, l4};
 
 use super::{
-    Baseline, Container, ContainerInfo, ContainerState, Endpoint, InnerLink, InterfaceInfo, InterfaceKey,
-    InterfaceKind, KernelStats, Namespace, NetworkInfo, Place, Removal, Sample, Snapshot, State, Update,
-    snapshot::EngineStatus, state::PROC,
+    Baseline, Container, ContainerInfo, ContainerState, Endpoint, FlowCount, FlowEnd, FlowRecord, InnerLink,
+    InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Namespace, NetworkInfo, Owner, Place, Removal,
+    Sample, Snapshot, State, Update, flow::FlowOptions, snapshot::EngineStatus, state::PROC,
 };
 
 const GRACE: Duration = Duration::from_secs(300);
@@ -469,4 +472,59 @@ fn interfaces_of_unknown_containers_end_with_the_grace_period_too() {
     assert_eq!(model.state.interfaces.len(), 2);
     model.later(GRACE.as_secs());
     assert_eq!(model.state.interfaces.len(), 1);
+}
+
+/// What two observed containers say to each other is on an edge once, also the last of it, which is told of when one of
+/// them has gone.
+#[test]
+fn an_edge_has_each_packet_once_also_at_the_end() {
+    let mut model = Model::new();
+    model.state = State::new("auto", GRACE).with_flows(FlowOptions::default());
+    let end = |last, port| FlowEnd { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), port };
+    let (client, server) = (end(1, 40_000), end(2, 80));
+    for (key, name, address) in
+        [(VETH, "client", client.address), (InterfaceKey(3), "server", server.address)]
+    {
+        model.apply(Update::Container(running(name, 1)));
+        let inner = InnerLink { ifindex: 2, addresses: vec![address], ..InnerLink::default() };
+        let interface = InterfaceInfo {
+            key,
+            ifindex: 10 + key.0 as u32,
+            name: format!("veth{}", key.0),
+            kind: InterfaceKind::Veth,
+            place: Place::Host,
+            master: None,
+            peer_ifindex: Some(2),
+            peer_nsid: Some(0),
+        };
+        let owner = Some(Owner { container: running(name, 1).id, inner });
+        let kernel = KernelStats::default();
+        model.apply(Update::Attached { interface, owner, baseline: None, kernel, latency: None });
+    }
+    let now = model.now;
+    let count = |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
+    let record = |interface, local, remote, rx, tx| FlowRecord {
+        interface,
+        local,
+        remote,
+        protocol: 17,
+        rx: count(rx),
+        tx: count(tx),
+        rx_flags: if tx == 0 { FIRST } else { 0 },
+        tx_flags: if tx == 0 { 0 } else { FIRST },
+        rx_zero_windows: 0,
+        tx_zero_windows: 0,
+        first: now,
+        last: now,
+    };
+    let both = |n| {
+        let sent = record(VETH, client, server, 0, n);
+        Update::Flows(vec![sent, record(InterfaceKey(3), server, client, n, 0)])
+    };
+    let once =
+        |model: &Model| -> Vec<u64> { model.snapshot().edges.iter().map(|edge| edge.once.packets).collect() };
+    model.apply(both(10)).later(60).apply(both(1));
+    assert_eq!(once(&model), [11]);
+    model.apply(Update::Detached(Box::new(sample(VETH, 11, 0)))).apply(both(4));
+    assert_eq!(once(&model), [15]);
 }

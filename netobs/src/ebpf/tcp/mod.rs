@@ -21,7 +21,7 @@ use netobs_common::tcp::{TcpCount, TcpEvent, TcpKey, TcpLayout, TcpTotals, cell,
 use super::{
     batch::Plain,
     btf::{Btf, BtfError},
-    left_out,
+    first_line, left_out,
     mapping::Mapping,
     table::{Amount, Table},
 };
@@ -162,7 +162,7 @@ impl Tcp {
             }
             if let Err(error) = attach(&mut ebpf, program, tracepoint) {
                 tracing::debug!(%error, "attach to a tracepoint of TCP");
-                degraded.insert(feature, first_line(&error.to_string()));
+                degraded.insert(feature, first_line(&error));
                 first_error.get_or_insert(error);
             }
         }
@@ -250,11 +250,6 @@ fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, TcpError> {
         Some(Map::HashMap(map)) => Ok(map),
         _ => Err(TcpError::Missing(name)),
     }
-}
-
-/// The verifier's log is long; the first line says what was refused.
-pub fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn amount(key: &TcpKey, amount: &TcpCount) -> Option<TcpAmount> {

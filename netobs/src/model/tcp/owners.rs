@@ -282,16 +282,18 @@ impl TcpState {
             let namespace = containers.get(container).and_then(|entry| entry.namespace.as_ref());
             namespace.is_some_and(|namespace| namespace.identity.1 == inode)
         };
-        let mut newest: HashMap<String, u64> = HashMap::new();
-        for (namespace, (container, _)) in &self.owners {
+        // Not by cookies: the kernel gives them out to each CPU in portions.
+        let mut newest: HashMap<String, (Instant, u64)> = HashMap::new();
+        for (namespace, (container, at)) in &self.owners {
             if has(container, namespace.inode) {
-                let cookie = newest.entry(container.clone()).or_default();
-                *cookie = namespace.cookie.max(*cookie);
+                let this = (*at, namespace.cookie);
+                let newest = newest.entry(container.clone()).or_insert(this);
+                *newest = this.max(*newest);
             }
         }
         self.owners.retain(|namespace, (container, at)| {
-            containers.contains_key(container)
-                && (is_recent(*at) || newest.get(container) == Some(&namespace.cookie))
+            let is_newest = || newest.get(container).is_some_and(|(_, cookie)| *cookie == namespace.cookie);
+            containers.contains_key(container) && (is_recent(*at) || is_newest())
         });
     }
 

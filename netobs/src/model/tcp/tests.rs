@@ -152,7 +152,7 @@ fn namespaces_that_a_container_had_are_forgotten() {
         // Numbers come again, and others.
         let inode = INODE + n % 7 * (n % 11);
         world.container(n, "a", "", Some((inode, false)));
-        world.tell(n, &[connects(inode, 100 + n, 1)]);
+        world.tell(n, &[connects(inode, 6000 - n, 1)]);
         assert_eq!(world.connects(n), [Some(n + 1)]);
         world.ends(n, "a");
     }

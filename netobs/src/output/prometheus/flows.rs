@@ -78,7 +78,7 @@ fn edges(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
     let (mut metrics, counts): (Vec<Metric>, Vec<[u64; 2]>) =
         merged.into_iter().map(|(labels, count)| (labels.metric(), count)).unzip();
     let help =
-        "from source to destination, each once: as sent where the source is a container, else as received";
+        "from source to destination, each once: as sent while the source is observed, else as received";
     for (at, unit, title) in [(0, "packets", "Packets"), (1, "bytes", "Bytes")] {
         let name = format!("netobs_edge_{unit}_total");
         out.counters(name, format!("{title} {help}"), &mut metrics, |metric| counts[metric][at])?;
