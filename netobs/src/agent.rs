@@ -178,7 +178,8 @@ impl Agent {
         let attacher = {
             // The first listing of a host with more interfaces than the queue holds would wait for us.
             let (observer, sender) = (Arc::clone(&observer), sender.clone());
-            std::thread::spawn(move || Attacher::start(observer, sender))
+            let proc_root = config.proc_root.clone();
+            std::thread::spawn(move || Attacher::start(observer, sender, &proc_root))
         };
         let now = Instant::now();
         let drops = config.drops.and_then(|options| load_drops(&options, &mut state, now));

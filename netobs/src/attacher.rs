@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Read as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -16,8 +17,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::mpsc;
 
 use crate::{
-    discovery::netlink::{self, Batch, Event, Events, Link, TcEvents},
-    ebpf::{Attach, AttachError, Repaired, pins::Record},
+    discovery::{
+        namespace,
+        netlink::{self, Batch, Event, Events, Link, TcEvents},
+    },
+    ebpf::{Attach, AttachError, Repaired, pins::Record, remove_leftovers},
     model::{
         Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Update,
         reconcile::kernel_rx_bytes,
@@ -55,7 +59,7 @@ impl Attacher {
     /// # Errors
     /// When netlink is not to be had, or a thread. A single interface that cannot be attached is an
     /// update, not an error.
-    pub fn start(observer: Shared, updates: mpsc::Sender<Update>) -> io::Result<Self> {
+    pub fn start(observer: Shared, updates: mpsc::Sender<Update>, proc_root: &Path) -> io::Result<Self> {
         let (events, tc_events) = (Events::subscribe()?, TcEvents::subscribe()?);
         let mut worker = Worker {
             observer,
@@ -69,6 +73,9 @@ impl Attacher {
             looks: 0,
         };
         worker.remove_leftovers()?;
+        if lock(&worker.observer).attachments().goes_on() {
+            worker.remove_leftovers_inside(proc_root)?;
+        }
         // After subscribing: what appears meanwhile is in one of the two, or in both.
         worker.resync()?;
         lock(&worker.observer).forget_others();
@@ -257,6 +264,26 @@ impl Worker {
         Ok(())
     }
 
+    /// What a killed run left inside containers counts into the maps that go on, in slots that others get.
+    fn remove_leftovers_inside(&self, proc_root: &Path) -> io::Result<()> {
+        for entrance in namespace::others(proc_root)? {
+            let removed = entrance.connect().and_then(|mut inside| {
+                let links = netlink::links(&mut inside, None)?.into_iter();
+                links
+                    .map(|link| remove_leftovers(&mut inside, link.ifindex, Some(&entrance)))
+                    .sum::<io::Result<usize>>()
+            });
+            let namespace = entrance.path.display();
+            match removed {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(%namespace, count, "removed leftover filters"),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(%namespace, %error, "remove leftover filters"),
+            }
+        }
+        Ok(())
+    }
+
     /// Compares what is there with what is known.
     fn resync(&mut self) -> io::Result<()> {
         let told = Instant::now();
@@ -283,13 +310,20 @@ impl Worker {
         if let Some(known) = self.known.get_mut(&link.ifindex).filter(|known| attached(known)) {
             let info = known.key.map(|key| (info(key, kind, &known.link), info(key, kind, &link)));
             let kernel = Some(link.stats);
+            if known.link.mac != link.mac
+                && let Some(key) = known.key
+            {
+                lock(&self.observer).remember_mac(key, &link.mac);
+            }
             known.link = link;
             if let Some((before, now)) = info
                 && before != now
-                && let Some(counted) = lock(&self.observer).read(now.key)
             {
-                let sample = counted.sample(now.key, kernel);
-                self.tell(Update::Changed(now, Box::new(sample)));
+                // Nothing is told under the lock: who takes it in may be waiting for that.
+                let counted = lock(&self.observer).read(now.key);
+                if let Some(sample) = counted.map(|counted| counted.sample(now.key, kernel)) {
+                    self.tell(Update::Changed(now, Box::new(sample)));
+                }
             }
             return;
         }
@@ -304,7 +338,8 @@ impl Worker {
             // What others have removed since is not there to go on with.
             return self.look_after_one(key, None);
         }
-        match lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge) {
+        let attached = lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge);
+        match attached {
             Ok(()) => {}
             Err(AttachError::Gone) => return,
             Err(error) => {

@@ -1,19 +1,12 @@
 //! `netobs cleanup`: removes what netobs has left on this host, and nothing else.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    io::Write as _,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{io, io::Write as _, path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 
 use crate::{
     cli::CleanupArgs,
-    discovery::netlink,
+    discovery::{namespace, netlink},
     ebpf::{
         self, Leftover,
         pins::{self, PinError},
@@ -65,7 +58,7 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     clean(&mut own, None, (args.dry_run, pinned), &mut done, &mut out)
         .context("look at the host's interfaces")?;
     let mut closed = 0;
-    for entrance in others(&args.proc_root).context("list processes")? {
+    for entrance in namespace::others(&args.proc_root).context("list processes")? {
         match entrance.connect() {
             Ok(mut inside) => {
                 if let Err(error) =
@@ -140,26 +133,4 @@ fn describe(leftover: &Leftover, name: &str, namespace: Option<&Path>) -> String
         escape(name),
         leftover.ifindex
     )
-}
-
-/// A way into each network namespace that a process is in, but our own. One without a process has nobody to
-/// count.
-fn others(proc_root: &Path) -> io::Result<Vec<Entrance>> {
-    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    let own = identity(&proc_root.join("self/ns/net"))?;
-    let mut found: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
-    for entry in fs::read_dir(proc_root)? {
-        let entry = entry?;
-        if !entry.file_name().to_string_lossy().starts_with(|first: char| first.is_ascii_digit()) {
-            continue;
-        }
-        // Who has no right to see where it is has none to enter it.
-        let path = entry.path().join("ns/net");
-        if let Ok(identity) = identity(&path)
-            && identity != own
-        {
-            found.entry(identity).or_insert(path);
-        }
-    }
-    Ok(found.into_iter().map(|(identity, path)| Entrance { path, identity }).collect())
 }

@@ -26,7 +26,7 @@ const DUMP_TRIES: usize = 3;
 
 /// The way into another network namespace: it can be taken again and again, and does not keep the
 /// namespace alive, as an open descriptor would. If the process that it was found by ends, any other that is in
-/// there will do.
+/// there will do, and so will a mount that keeps it (`ip netns`, CNI).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entrance {
     /// `/proc/PID/ns/net`.
@@ -40,7 +40,7 @@ impl Entrance {
     /// namespace lives as long as the client at least: not to be kept.
     ///
     /// # Errors
-    /// `NotFound` if no process is in there any more; `PermissionDenied` without `CAP_SYS_ADMIN`
+    /// `NotFound` if nothing leads there any more; `PermissionDenied` without `CAP_SYS_ADMIN`
     /// and `CAP_SYS_PTRACE`.
     pub fn connect(&self) -> io::Result<Netlink> {
         self.enter(Netlink::connect)
@@ -80,12 +80,18 @@ impl Entrance {
         match self.leads_there(&self.path) {
             Ok(()) => Ok(Cow::Borrowed(&self.path)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
-            Err(error) => self.by_another_process().map(Cow::Owned).ok_or(error),
+            Err(error) => {
+                let proc_root = self.path.ancestors().nth("PID/ns/net".split('/').count()).ok_or(error)?;
+                let by_process = self.by_another_process(proc_root);
+                by_process
+                    .or_else(|| mounted(proc_root).into_iter().find(|path| self.leads_there(path).is_ok()))
+                    .map(Cow::Owned)
+                    .ok_or_else(|| io::ErrorKind::NotFound.into())
+            }
         }
     }
 
-    fn by_another_process(&self) -> Option<PathBuf> {
-        let proc_root = self.path.ancestors().nth("PID/ns/net".split('/').count())?;
+    fn by_another_process(&self, proc_root: &Path) -> Option<PathBuf> {
         let processes = fs::read_dir(proc_root).ok()?.filter_map(Result::ok);
         processes
             .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
@@ -97,6 +103,29 @@ impl Entrance {
         let now = fs::metadata(path)?;
         if (now.dev(), now.ino()) == self.identity { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
+}
+
+/// Where network namespaces are mounted, in our mount namespace and in that of the first process, as paths for us.
+/// None where that may not be seen.
+pub fn mounted(proc_root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for process in ["self", "1"].map(|process| proc_root.join(process)) {
+        let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        // ID, parent, device, root, mount point (proc_pid_mountinfo(5)); of nsfs the root is the namespace.
+        found.extend(mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ').skip(3);
+            let is_namespace = fields.next()?.starts_with("net:[");
+            let point = fields.next()?.trim_start_matches('/');
+            is_namespace.then(|| process.join("root").join(unescaped(point)))
+        }));
+    }
+    found
+}
+
+/// The kernel writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescaped(path: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(path.to_owned(), |path, (escape, character)| path.replace(escape, character))
 }
 
 pub struct Netlink {

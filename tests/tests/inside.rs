@@ -1,7 +1,7 @@
 //! What is observed inside containers' namespaces and by cgroup: found, counted to the packet by (namespace,
 //! ifindex), and gone with the container. Without an engine, so that it runs on any kernel.
 
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
 use netobs_tests::{
     frames, kernel,
@@ -10,6 +10,7 @@ use netobs_tests::{
     program::{self, Watch, container, number},
     row, traffic, wait_for,
 };
+use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
 
 const OPTIONS: [&str; 2] = ["--no-engine", "--grace=60s"];
@@ -324,6 +325,44 @@ fn the_process_that_it_was_found_by_ends() {
         }
         watch.terminate();
         assert_eq!(ours(), 0, "{}", filters());
+    }
+}
+
+/// Of a namespace that somebody keeps without a process in it: nothing goes on counting there for whoever has the slot
+/// next.
+#[test]
+fn a_namespace_that_outlives_its_container() {
+    let host = host_with_parent();
+    let container = Pretend::new();
+    connect(&host, &container, "macvlan mode bridge", None, 1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let kept = folder.path().join("a namespace");
+    fs::write(&kept, "").expect("a place to mount at");
+    let namespace = format!("/proc/{}/ns/net", container.netns().pid());
+    mount(Some(namespace.as_str()), &kept, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("mount it");
+    let _mounted = Mounted(&kept);
+    let filters = || {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", kept.display())).args(["sh", "-c"]);
+        command.arg("tc filter show dev eth0 ingress; tc filter show dev eth0 egress");
+        let output = command.output().expect("run nsenter");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let ours = || filters().matches(" netobs ").count();
+    let mut watch = Watch::start(Some(&host), &OPTIONS);
+    interface(&watch, container.name());
+    assert_eq!(ours(), 2, "{}", filters());
+    drop(container);
+    wait_for("no filters", program::LIMIT, || if ours() == 0 { Ok(()) } else { Err(filters()) });
+    watch.terminate();
+}
+
+/// Unmounted with the value.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = umount(self.0);
     }
 }
 

@@ -22,6 +22,7 @@ use netobs_tests::{
     http,
     kernel::{self, attach_modes},
     netns::{BRIDGE, Netns, World},
+    pretend::Pretend,
     program::{self, LIMIT, number},
     test_run, wait_for,
 };
@@ -156,6 +157,46 @@ fn kill_and_compare(mode: &str) {
     bpffs.cleanup(host, &[]);
 }
 
+/// A killed run's filters inside a container count into maps that go on, in a slot that is an interface's of the host
+/// next. They are gone before it has it, though nobody knows the container any more.
+#[test]
+fn what_is_left_inside_counts_for_nobody() {
+    let (mut world, bpffs) = (World::new(1), Bpffs::new());
+    world
+        .host
+        .sh("ip link add parent type veth peer name other; ip link set parent up; ip link set other up");
+    let containers = [Pretend::new(), Pretend::new()];
+    for (n, container) in containers.iter().enumerate() {
+        let pid = container.netns().pid();
+        world.host.sh(&format!(
+            "ip link add new0 link parent type macvlan mode bridge; ip link set new0 netns {pid}"
+        ));
+        container.netns().sh(&format!("ip addr add 10.79.0.{}/24 dev new0; ip link set new0 up", n + 1));
+    }
+    let [first, second] = &containers;
+    let stand_ins = [first.stand_in(), second.stand_in()];
+    let filters = || first.netns().sh("tc filter show dev new0 ingress; tc filter show dev new0 egress");
+    let ours = || filters().matches(" netobs ").count();
+    let mut agent = bpffs.agent(&world.host, "clsact");
+    wait_for("filters inside", LIMIT, || if ours() == 2 { Ok(()) } else { Err(filters()) });
+    let pings = || first.netns().sh("busybox ping -q -c 20 -i 0.02 10.79.0.2");
+    pings();
+    agent.kill();
+    assert_eq!(ours(), 2, "nobody to remove them");
+    for mut stand_in in stand_ins {
+        stand_in.kill().expect("end it");
+        stand_in.wait().expect("its end");
+    }
+    world.add(Netns::new());
+    let agent = bpffs.agent(&world.host, "clsact");
+    interface(&world.host, "veth1");
+    pings();
+    assert_exact(&world.host, &["veth0", "veth1", BRIDGE]);
+    assert_eq!(ours(), 0, "{}", filters());
+    drop(agent);
+    bpffs.cleanup(&world.host, &[]);
+}
+
 #[test]
 fn what_happens_while_no_agent_runs() {
     for mode in attach_modes("what_happens_while_no_agent_runs") {
@@ -164,6 +205,8 @@ fn what_happens_while_no_agent_runs() {
         world.host.sh(&format!("ip link set {BRIDGE} address 02:00:00:00:00:77"));
         let mut agent = bpffs.agent(&world.host, mode);
         interface(&world.host, "veth1");
+        // As udev does with what has just been made.
+        world.host.sh("ip link set veth0 address 02:00:00:00:00:78");
         assert_eq!(std::fs::metadata(bpffs.folder()).expect("it").permissions().mode() & 0o777, 0o700);
         world.containers[0].sh("busybox ping -q -c 5 -i 0.02 10.77.0.1");
         assert_exact(&world.host, &["veth0", BRIDGE]);

@@ -5,9 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     net::IpAddr,
-    path::Path,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use netlink_packet_route::{
@@ -19,7 +20,7 @@ use netlink_packet_route::{
 use super::{netlink, procfs};
 use crate::{
     model::{InnerLink, Namespace},
-    netlink::{Entrance, Netlink},
+    netlink::{Entrance, Netlink, mounted},
 };
 
 /// `NETNSA_NSID_NOT_ASSIGNED` of linux/net_namespace.h.
@@ -117,4 +118,31 @@ fn addresses(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<BTreeMap<u3
 
 fn format_mac(mac: &[u8]) -> String {
     mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+/// A way into each network namespace that a process is in, or that is mounted somewhere, but our own.
+pub fn others(proc_root: &Path) -> io::Result<Vec<Entrance>> {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let own = identity(&proc_root.join("self/ns/net"))?;
+    let mut found: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
+    for entry in fs::read_dir(proc_root)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(|first: char| first.is_ascii_digit()) {
+            continue;
+        }
+        // Who has no right to see where it is has none to enter it.
+        let path = entry.path().join("ns/net");
+        if let Ok(identity) = identity(&path)
+            && identity != own
+        {
+            found.entry(identity).or_insert(path);
+        }
+    }
+    for path in mounted(proc_root) {
+        if let Ok(identity) = identity(&path)
+            && identity != own
+        {
+            found.entry(identity).or_insert(path);
+        }
+    }
+    Ok(found.into_iter().map(|(identity, path)| Entrance { path, identity }).collect())
 }

@@ -111,6 +111,9 @@ pub trait Attach: Send {
     /// What a later process would be told of a baseline.
     fn remember_baseline(&mut self, _key: InterfaceKey, _baseline: Baseline) {}
 
+    /// The interface of the host has another address: a later process is to know it by that.
+    fn remember_mac(&mut self, _key: InterfaceKey, _mac: &[u8]) {}
+
     /// Lets go what is pinned and was not gone on with.
     fn forget_others(&mut self) {}
 
@@ -276,6 +279,11 @@ impl Attachments {
 
     pub const fn pins(&self) -> Option<&Pins> {
         self.pins.as_ref()
+    }
+
+    /// Whether it is counted in maps of an earlier process, in which what that has left may count, too.
+    pub fn goes_on(&self) -> bool {
+        self.pins.as_ref().is_some_and(Pins::goes_on)
     }
 
     const fn lasting(&self) -> Lasting {
@@ -583,7 +591,7 @@ impl Attachments {
                 attached.for_each(|attached| attach::detach(&mut self.netlink, attached));
                 self.hooks.directory.leave(ifindex);
             }
-            // If there is no way in any more, nobody is in the namespace: it is gone, with all that was in it.
+            // If there is no way in any more, nothing keeps the namespace: it is gone, with all that was in it.
             Place::Inside { entrance, .. } => {
                 if let Ok(mut netlink) = entrance.connect() {
                     attached.for_each(|attached| attach::detach(&mut netlink, attached));

@@ -158,6 +158,15 @@ impl Observer {
         }
     }
 
+    /// Changes what is kept of an attachment for a later process, where something is.
+    fn rewrite(&self, key: InterfaceKey, change: impl FnOnce(Record) -> Record) {
+        if let (Some(slot), Some(pins)) = (self.attachments.slot(key), self.attachments.pins())
+            && let Some(record) = pins.record(slot)
+        {
+            pins.write(slot, &change(record));
+        }
+    }
+
     /// Zeroes a slot for whoever has it next.
     fn clear(&mut self, slot: u32) {
         self.zero(slot);
@@ -234,11 +243,11 @@ impl Attach for Observer {
     }
 
     fn remember_baseline(&mut self, key: InterfaceKey, baseline: Baseline) {
-        if let (Some(slot), Some(pins)) = (self.attachments.slot(key), self.attachments.pins())
-            && let Some(record) = pins.record(slot)
-        {
-            pins.write(slot, &Record { baseline, ..record });
-        }
+        self.rewrite(key, |record| Record { baseline, ..record });
+    }
+
+    fn remember_mac(&mut self, key: InterfaceKey, mac: &[u8]) {
+        self.rewrite(key, |record| Record { mac: padded(mac), ..record });
     }
 
     fn forget_others(&mut self) {

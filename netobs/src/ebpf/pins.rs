@@ -91,6 +91,7 @@ pub struct Pins {
     folder: PathBuf,
     state: Mapping,
     capacity: u32,
+    goes_on: bool,
     _lock: Lock,
 }
 
@@ -137,6 +138,7 @@ impl Pins {
         make_folder(&folder.join(LINKS))?;
         let words = header::WORDS + max_interfaces as usize * RECORD_WORDS;
         let netns = own_netns().map_err(|source| failed(folder, source))?;
+        let goes_on = found.is_some();
         let state = match found {
             Some(map) => {
                 check(folder, map.as_fd(), max_interfaces, netns)?;
@@ -159,7 +161,12 @@ impl Pins {
         ] {
             state.store(word, value);
         }
-        Ok(Self { folder: folder.to_owned(), state, capacity: max_interfaces, _lock: lock })
+        Ok(Self { folder: folder.to_owned(), state, capacity: max_interfaces, goes_on, _lock: lock })
+    }
+
+    /// Whether an earlier process's maps go on.
+    pub const fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     /// All maps are there now.

@@ -34,6 +34,8 @@ pub struct Table<K, V> {
     /// When the other map was switched away from, and what was told of it then.
     switched: Instant,
     told: HashMap<K, V>,
+    /// Taken out of the other map and not told of yet.
+    late: Vec<(K, V)>,
 }
 
 impl<K: Plain + Eq + Hash, V: Amount> Table<K, V> {
@@ -45,6 +47,7 @@ impl<K: Plain + Eq + Hash, V: Amount> Table<K, V> {
             capacity: capacity as usize,
             switched: Instant::now(),
             told: HashMap::new(),
+            late: Vec::new(),
         }
     }
 
@@ -61,7 +64,7 @@ impl<K: Plain + Eq + Hash, V: Amount> Table<K, V> {
     /// Events since the last call, by key; some of the last milliseconds may be left for the next one.
     ///
     /// # Errors
-    /// What `bpf(2)` says; nothing is lost then.
+    /// What `bpf(2)` says; nothing is lost then, but told of the next time.
     pub fn drain(&mut self) -> io::Result<Vec<(K, V)>> {
         if !self.is_due() {
             return Ok(Vec::new());
@@ -69,19 +72,19 @@ impl<K: Plain + Eq + Hash, V: Amount> Table<K, V> {
         let other = 1 - self.current;
         // What came late to the other one, before it is counted in again.
         let late = self.read(other, Command::LookupAndDelete)?.into_iter();
-        let mut late: Vec<(K, V)> = late
-            .filter_map(|(key, amount)| {
-                Some((key, amount.since(self.told.remove(&key).unwrap_or_default())?))
-            })
-            .collect();
+        for (key, amount) in late {
+            self.late
+                .extend(amount.since(self.told.remove(&key).unwrap_or_default()).map(|more| (key, more)));
+        }
         self.told.clear();
         self.active.store(0, other as u64);
         let full = std::mem::replace(&mut self.current, other);
         self.switched = Instant::now();
         let events = self.read(full, Command::Lookup)?;
         self.told.extend(events.iter().copied());
-        late.extend(events);
-        Ok(late)
+        let mut all = std::mem::take(&mut self.late);
+        all.extend(events);
+        Ok(all)
     }
 
     /// All of a map in one call.
