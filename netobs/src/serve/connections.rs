@@ -86,6 +86,11 @@ impl Connection {
         Self { address, state: Mutex::new(state), close: Notify::new(), flushed: Notify::new() }
     }
 
+    /// Whose it is: an address, or all that one client may have (IPv6).
+    pub fn network(&self) -> IpAddr {
+        network(self.address)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,6 +9,7 @@ pub mod web;
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    net::IpAddr,
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
@@ -390,7 +391,7 @@ async fn answer_all(
         async move {
             admitted.connection.is_taken().await;
             admitted.connection.asked();
-            let response = endpoint.answer(request).await;
+            let response = endpoint.answer(request, admitted.connection.network()).await;
             admitted.answered(usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX));
             Ok::<_, std::convert::Infallible>(response)
         }
@@ -416,11 +417,11 @@ async fn answer_all(
 }
 
 impl Endpoint {
-    async fn answer(&self, request: HttpRequest<Incoming>) -> Response {
+    async fn answer(&self, request: HttpRequest<Incoming>, from: IpAddr) -> Response {
         let settings = self.web.settings();
         // Nothing here takes one; so nothing that follows it is taken for a request.
         let body = has_body(request.headers());
-        let mut response = match self.refuse(&settings, request.headers()).await {
+        let mut response = match self.refuse(&settings, request.headers(), from).await {
             Some(refusal) => refusal,
             None if body => (StatusCode::PAYLOAD_TOO_LARGE, "no body is wanted\n").into_response(),
             None => match self.router.clone().oneshot(request.map(Body::new)).await {
@@ -436,12 +437,12 @@ impl Endpoint {
     }
 
     /// Why a request is not answered, before it is looked at what it asks for.
-    async fn refuse(&self, settings: &Settings, headers: &HeaderMap) -> Option<Response> {
+    async fn refuse(&self, settings: &Settings, headers: &HeaderMap, from: IpAddr) -> Option<Response> {
         if !self.web.within_rate(settings, std::time::Instant::now()) {
             return Some((StatusCode::TOO_MANY_REQUESTS, "too many requests\n").into_response());
         }
         let users = settings.users.as_ref()?;
-        if self.guard.admits(users, headers).await {
+        if self.guard.admits(users, headers, from).await {
             return None;
         }
         let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"netobs\", charset=\"UTF-8\"")];
