@@ -5,14 +5,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::Context as _;
 
 use crate::process::{find, find_anywhere, output, run};
 
+/// Held while packages are installed: apt lets nobody else do so meanwhile, and does not wait.
+static INSTALLING: Mutex<()> = Mutex::new(());
+
 /// Installs the packages of those programs that are missing. Gives back the packages that could not be had.
 pub fn install_missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut packages: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| find_anywhere(program).is_none())
