@@ -153,7 +153,8 @@ fn mentions(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let (before, after) = (&line[..at], &line[at + word.len()..]);
         let begins = !(before.ends_with(of_name) || is_crate && before.ends_with(':'));
-        begins && !after.starts_with(of_name) && (!is_crate || after.starts_with("::"))
+        let ends = word.ends_with("::") || !after.starts_with(of_name);
+        begins && ends && (!is_crate || after.starts_with("::"))
     })
 }
 
@@ -197,6 +198,7 @@ mod tests {
             violations_in(text, &["std::fs", "std::thread", "std::process"]),
             [(1, "std::fs"), (1, "std::thread")]
         );
+        assert_eq!(violations_in("use crate::model::State;", &["crate::"]), [(1, "crate::")], "any of ours");
         let text = "pub use crate::{agent::Agent, model};\nlet x = 1;";
         assert_eq!(violations_in(text, &["crate::agent"]), [(1, "crate::agent")]);
     }
