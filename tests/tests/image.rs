@@ -36,16 +36,13 @@ impl Netobs {
         let name = unique("netobs");
         let listen = format!("127.0.0.1:{port}");
         let command = ["agent", "--pin", "--listen", &listen];
-        Self::docker(&["run", "-d", "--name", &name], image, bpffs, &command);
-        Self(name)
+        let netobs = Self(name);
+        let output = Self::docker(&["run", "-d", "--name", &netobs.0], image, bpffs, &command);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        netobs
     }
 
-    /// Gives up what is pinned.
-    fn cleanup(image: &str, bpffs: &Bpffs) {
-        Self::docker(&["run", "--rm"], image, bpffs, &["cleanup"]);
-    }
-
-    fn docker(run: &[&str], image: &str, bpffs: &Bpffs, command: &[&str]) {
+    fn docker(run: &[&str], image: &str, bpffs: &Bpffs, command: &[&str]) -> Output {
         let volumes = [
             format!("--volume={}:/sys/fs/bpf", bpffs.path().display()),
             format!("--volume={}:/var/run/docker.sock:ro", docker::socket().display()),
@@ -65,7 +62,19 @@ impl Netobs {
             &volumes[1],
             image,
         ];
-        docker(&[run, &options, command].concat());
+        docker::try_docker(&[run, &options, command].concat())
+    }
+}
+
+/// What netobs pins on the host, its filters too; given up with the value.
+struct Pins<'a> {
+    image: &'a str,
+    bpffs: &'a Bpffs,
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        Netobs::docker(&["run", "--rm"], self.image, self.bpffs, &["cleanup"]);
     }
 }
 
@@ -98,6 +107,7 @@ fn counts_what_a_container_sends() {
     let size: u64 = docker(&["image", "inspect", "--format", "{{.Size}}", &image]).parse().expect("a size");
     assert!(size < MAX_BYTES, "{size} bytes");
     let bpffs = Bpffs::new();
+    let pinned = Pins { image: &image, bpffs: &bpffs };
     let b = Container::run("sends", &[]);
     let gateway = b.inspect("{{.NetworkSettings.Gateway}}");
     let port = free_port();
@@ -128,7 +138,7 @@ fn counts_what_a_container_sends() {
     drop(again);
     let pins = bpffs.folder();
     assert!(pins.exists());
-    Netobs::cleanup(&image, &bpffs);
+    drop(pinned);
     assert!(!pins.exists());
 }
 
@@ -212,6 +222,7 @@ fn the_compose_file_brings_both_up() {
     }
     let prometheus = PrometheusImage::new(&prometheus);
     let bpffs = Bpffs::new();
+    let _pinned = Pins { image: &image, bpffs: &bpffs };
     let ports = [free_port(), free_port()];
     let project = Project::up(&image, &prometheus.0, ports, &bpffs);
     wait_for("Prometheus has scraped netobs", LOADED, || {
