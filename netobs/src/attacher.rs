@@ -338,8 +338,8 @@ impl Worker {
             // What others have removed since is not there to go on with.
             return self.look_after_one(key, None);
         }
-        let attached = lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge);
-        match attached {
+        let done = lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge);
+        match done {
             Ok(()) => {}
             Err(AttachError::Gone) => return,
             Err(error) => {

@@ -82,21 +82,10 @@ impl Entrance {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
             Err(error) => {
                 let proc_root = self.path.ancestors().nth("PID/ns/net".split('/').count()).ok_or(error)?;
-                let by_process = self.by_another_process(proc_root);
-                by_process
-                    .or_else(|| mounted(proc_root).into_iter().find(|path| self.leads_there(path).is_ok()))
-                    .map(Cow::Owned)
-                    .ok_or_else(|| io::ErrorKind::NotFound.into())
+                let found = ways(proc_root)?.find(|path| self.leads_there(path).is_ok());
+                found.map(Cow::Owned).ok_or_else(|| io::ErrorKind::NotFound.into())
             }
         }
-    }
-
-    fn by_another_process(&self, proc_root: &Path) -> Option<PathBuf> {
-        let processes = fs::read_dir(proc_root).ok()?.filter_map(Result::ok);
-        processes
-            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
-            .map(|entry| entry.path().join("ns/net"))
-            .find(|path| self.leads_there(path).is_ok())
     }
 
     fn leads_there(&self, path: &Path) -> io::Result<()> {
@@ -105,21 +94,31 @@ impl Entrance {
     }
 }
 
-/// Where network namespaces are mounted, in our mount namespace and in that of the first process, as paths for us.
-/// None where that may not be seen.
-pub fn mounted(proc_root: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for process in ["self", "1"].map(|process| proc_root.join(process)) {
-        let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
-        // ID, parent, device, root, mount point (proc_pid_mountinfo(5)); of nsfs the root is the namespace.
-        found.extend(mounts.lines().filter_map(|line| {
-            let mut fields = line.split(' ').skip(3);
-            let is_namespace = fields.next()?.starts_with("net:[");
-            let point = fields.next()?.trim_start_matches('/');
-            is_namespace.then(|| process.join("root").join(unescaped(point)))
-        }));
-    }
-    found
+/// What may lead to a network namespace: each process, and then where one is mounted.
+///
+/// # Errors
+/// When there is no `/proc`.
+pub fn ways(proc_root: &Path) -> io::Result<impl Iterator<Item = PathBuf>> {
+    let processes = fs::read_dir(proc_root)?.filter_map(Result::ok);
+    let processes = processes
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
+        .map(|entry| entry.path().join("ns/net"));
+    // Those of our mount namespace, and of the first process's; none where that may not be seen. Read when wanted.
+    let mounts = ["self", "1"].map(|process| proc_root.join(process)).into_iter();
+    Ok(processes.chain(mounts.flat_map(|process| mounted(&process))))
+}
+
+/// Where network namespaces are mounted in a process's mount namespace, as paths for us.
+fn mounted(process: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    // ID, parent, device, root, mount point (proc_pid_mountinfo(5)); of nsfs the root is the namespace.
+    let point = |line: &str| {
+        let mut fields = line.split(' ').skip(3);
+        let is_namespace = fields.next()?.starts_with("net:[");
+        let point = fields.next()?.trim_start_matches('/');
+        is_namespace.then(|| process.join("root").join(unescaped(point)))
+    };
+    mounts.lines().filter_map(point).collect()
 }
 
 /// The kernel writes space, tab, newline and backslash as `\` and three octal digits.

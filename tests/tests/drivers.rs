@@ -243,8 +243,8 @@ impl Swarm {
     fn new() -> Self {
         let own = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]) != "active";
         if own {
-            let pool = ["--default-addr-pool", "10.201.0.0/16"];
-            docker(&[&["swarm", "init", "--advertise-addr", "127.0.0.1"], &pool[..]].concat());
+            let pool = "--default-addr-pool=10.201.0.0/16";
+            docker(&["swarm", "init", "--advertise-addr", "127.0.0.1", pool]);
         }
         Self { own }
     }

@@ -20,7 +20,7 @@ use netlink_packet_route::{
 use super::{netlink, procfs};
 use crate::{
     model::{InnerLink, Namespace},
-    netlink::{Entrance, Netlink, mounted},
+    netlink::{Entrance, Netlink, ways},
 };
 
 /// `NETNSA_NSID_NOT_ASSIGNED` of linux/net_namespace.h.
@@ -124,20 +124,8 @@ pub fn others(proc_root: &Path) -> io::Result<Vec<Entrance>> {
     let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
     let own = identity(&proc_root.join("self/ns/net"))?;
     let mut found: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
-    for entry in fs::read_dir(proc_root)? {
-        let entry = entry?;
-        if !entry.file_name().to_string_lossy().starts_with(|first: char| first.is_ascii_digit()) {
-            continue;
-        }
+    for path in ways(proc_root)? {
         // Who has no right to see where it is has none to enter it.
-        let path = entry.path().join("ns/net");
-        if let Ok(identity) = identity(&path)
-            && identity != own
-        {
-            found.entry(identity).or_insert(path);
-        }
-    }
-    for path in mounted(proc_root) {
         if let Ok(identity) = identity(&path)
             && identity != own
         {

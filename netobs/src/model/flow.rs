@@ -271,11 +271,14 @@ impl State {
         let Settled { sums, ports, unknown: [rx, tx] } = settled;
         self.unclassified[0] += rx;
         self.unclassified[1] += tx;
-        for (known, id, rx, tx) in ports {
+        let mut surroundings: HashMap<&str, Surroundings<'_>> = HashMap::new();
+        for (known, id, rx, tx) in &ports {
             if let Some(ContainerEntry { info, ports, .. }) = self.containers.get_mut(&known.container) {
-                let (networks, proxies) = (self.networks.values(), &self.proxies);
-                let surroundings = Surroundings::of(info, networks, &self.host_addresses, proxies);
-                ports.add(info, &surroundings, &id, rx, tx);
+                let surroundings = surroundings.entry(&known.container).or_insert_with(|| {
+                    let networks = self.networks.values();
+                    Surroundings::of(info, networks, &self.host_addresses, &self.proxies)
+                });
+                ports.add(info, surroundings, id, *rx, *tx);
             }
         }
         for ((Same(known), protocol, port), [rx, tx]) in sums {

@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netobs_common::Counters;
-
 use super::{
     drops::DropState,
     event::{EventTable, Seen},
@@ -805,13 +803,12 @@ impl InterfaceEntry {
     }
 
     fn sample(&mut self, sample: &Sample, now: Instant) {
-        let passed = |counters: &Counters| counters.class.iter().map(|count| count.packets).sum::<u64>();
-        if passed(&sample.ingress) < self.ingress.packets || passed(&sample.egress) < self.egress.packets {
+        let (ingress, egress) = (Traffic::from(&sample.ingress), Traffic::from(&sample.egress));
+        if ingress.packets < self.ingress.packets || egress.packets < self.egress.packets {
             // Read before the last one, by another thread, and told of after it.
             return;
         }
-        let ingress = Traffic::read(&sample.ingress, &self.ingress);
-        let egress = Traffic::read(&sample.egress, &self.egress);
+        let (ingress, egress) = (ingress.after(&self.ingress), egress.after(&self.egress));
         if let Some(elapsed) = self.sampled.map(|last| now.duration_since(last).as_secs_f64())
             && elapsed > 0.0
         {

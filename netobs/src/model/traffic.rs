@@ -155,11 +155,10 @@ impl std::ops::AddAssign<&Traffic> for Traffic {
 }
 
 impl Traffic {
-    /// Reads what programs have counted, of which `earlier` was read before. They count while it is read, word by
-    /// word, and a part of a packet may be there that is not in the whole yet: it is told of the next time, so that
+    /// What programs have counted, as it is told of after `earlier`. They count while it is read, word by word, and a part of a packet may be there that is not in the whole yet: it is told of the next time, so that
     /// what is left of the whole without the part never becomes less either.
-    pub fn read(raw: &Counters, earlier: &Self) -> Self {
-        let mut now = Self::from(raw);
+    pub fn after(self, earlier: &Self) -> Self {
+        let mut now = self;
         let more = |part: Count, before: Count, whole: Count| {
             let more = part.less(before);
             Count { packets: more.packets.min(whole.packets), bytes: more.bytes.min(whole.bytes) }
@@ -290,11 +289,11 @@ mod tests {
     /// A part that is read before the packet that it is of is in the whole.
     #[test]
     fn a_torn_reading_makes_nothing_less() {
-        let first = Traffic::read(&raw(10, 3, 5, 2), &Traffic::default());
+        let first = Traffic::from(&raw(10, 3, 5, 2)).after(&Traffic::default());
         assert_eq!((first.cast.unicast.packets, first.cast.multicast.packets), (7, 3));
-        let torn = Traffic::read(&raw(10, 4, 5, 3), &first);
+        let torn = Traffic::from(&raw(10, 4, 5, 3)).after(&first);
         assert_eq!(torn, first);
-        let then = Traffic::read(&raw(12, 4, 7, 3), &torn);
+        let then = Traffic::from(&raw(12, 4, 7, 3)).after(&torn);
         assert_eq!((then.cast.unicast.packets, then.cast.unicast.bytes), (8, 800));
         assert_eq!((then.cast.multicast.packets, then.cast.multicast.bytes), (4, 400));
         assert_eq!((then.unflowed.packets, then.unflowed_truncated), (7, 3));
