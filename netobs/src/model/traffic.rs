@@ -155,8 +155,9 @@ impl std::ops::AddAssign<&Traffic> for Traffic {
 }
 
 impl Traffic {
-    /// What programs have counted, as it is told of after `earlier`. They count while it is read, word by word, and a part of a packet may be there that is not in the whole yet: it is told of the next time, so that
-    /// what is left of the whole without the part never becomes less either.
+    /// What programs have counted, as it is told of after `earlier`. They count while it is read, word by word, and a
+    /// part of a packet may be there that is not in the whole yet: it is told of the next time, so that what is left of
+    /// the whole without the part never becomes less either.
     pub fn after(self, earlier: &Self) -> Self {
         let mut now = self;
         let more = |part: Count, before: Count, whole: Count| {
