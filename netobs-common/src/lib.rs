@@ -23,9 +23,49 @@ pub const fn iface_cell(ifindex: u32, slot: u32) -> u64 {
     ((ifindex as u64) << 32) | slot as u64
 }
 
+/// One direction of an attachment.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook(u32);
+
+impl Hook {
+    /// `direction` is [`INGRESS`] or [`EGRESS`].
+    pub const fn new(slot: u32, direction: u32) -> Self {
+        Self(slot * DIRECTIONS + direction)
+    }
+
+    /// Of a filter's class ID; none of 0, which is nobody's.
+    pub const fn of_class_id(class_id: u32) -> Option<Self> {
+        if class_id == 0 { None } else { Some(Self(class_id - 1)) }
+    }
+
+    /// By which a filter's program knows where it runs.
+    pub const fn class_id(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// Into what there is once for each slot and direction.
+    pub const fn index(self) -> u32 {
+        self.0
+    }
+
+    /// See [`Self::index`].
+    pub const fn from_index(index: u32) -> Self {
+        Self(index)
+    }
+
+    pub const fn slot(self) -> u32 {
+        self.0 / DIRECTIONS
+    }
+
+    pub const fn direction(self) -> u32 {
+        self.0 % DIRECTIONS
+    }
+}
+
 /// Index into the counter array. Per-CPU blocks, so that no cache line is written by two CPUs.
-pub const fn counter_index(cpu: u32, max_interfaces: u32, slot: u32, direction: u32) -> u32 {
-    (cpu * max_interfaces + slot) * DIRECTIONS + direction
+pub const fn counter_index(cpu: u32, max_interfaces: u32, hook: Hook) -> u32 {
+    cpu * max_interfaces * DIRECTIONS + hook.index()
 }
 
 /// L4 protocols that are told apart. The numbers are offsets into a block of [`Counters::class`].
@@ -147,11 +187,6 @@ pub const fn mac_word(mac: [u8; 6]) -> u64 {
 /// The same of an address as a header has it.
 pub const fn mac_word_of(mac: [u16; 3]) -> u64 {
     mac[0] as u64 | (mac[1] as u64) << 16 | (mac[2] as u64) << 32 | 1 << 48
-}
-
-/// Index into the senders, of which there is one for all CPUs.
-pub const fn sender_index(slot: u32, direction: u32) -> u32 {
-    slot * DIRECTIONS + direction
 }
 
 /// What a flow is of: an attachment, two ends, a protocol. End `a` is the one that ingress packets come

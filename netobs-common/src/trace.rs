@@ -1,7 +1,5 @@
 //! What the programs of `netobs trace` and userspace share.
 
-use crate::DIRECTIONS;
-
 /// What is before the bytes of each packet in the ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,11 +54,6 @@ impl TraceCounts {
 
     /// The same memory as 64-bit words, the unit in which userspace reads it.
     pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();
-}
-
-/// Index into the array of [`TraceCounts`].
-pub const fn trace_index(slot: u32, direction: u32) -> u32 {
-    slot * DIRECTIONS + direction
 }
 
 const _: () = assert!(size_of::<TraceHeader>() == 32 && align_of::<TraceHeader>() == 8);

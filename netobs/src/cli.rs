@@ -63,7 +63,7 @@ pub struct FindArgs {
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
     /// Interfaces and cgroups that can be observed at a time; each takes 1 KiB of kernel memory per CPU
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65535))]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=32767))]
     pub max_interfaces: u32,
 }
 

@@ -2,7 +2,7 @@
 //! ends up, with what must hold whatever the bytes are. No part of the library's interface.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -141,7 +141,7 @@ pub fn netlink_messages(bytes: &[u8]) {
         ) = message.payload
         {
             let link = Link::from(&link);
-            let _ = (link.is_observed_on_host(), link.observed_inside(Some(0)));
+            let _ = (link.is_observed_on_host(), link.observed_inside(Some(0), &BTreeSet::from([1])));
         }
     }
 }

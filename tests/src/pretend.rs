@@ -32,6 +32,19 @@ impl Pretend {
         Self { id, cgroup, netns: Some(netns), process: None }
     }
 
+    /// A process of a container within this one: in a cgroup below its own, in a namespace of its own.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn within(&self) -> Self {
+        let netns = Netns::new();
+        let id = next_id();
+        let cgroup = self.cgroup.join(WITHIN).join(&id);
+        fs::create_dir_all(&cgroup).expect("make a cgroup");
+        enter(&cgroup, netns.pid());
+        Self { id, cgroup, netns: Some(netns), process: None }
+    }
+
     /// In a host's namespace.
     ///
     /// # Panics
@@ -113,12 +126,17 @@ impl Drop for Pretend {
         // A process that has ended stays in its cgroup for a moment.
         for _ in 0..100 {
             if fs::remove_dir(&self.cgroup).is_ok() {
-                return;
+                break;
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+        // That of those within the container goes with the last of them.
+        let _ = self.cgroup.parent().filter(|parent| parent.ends_with(WITHIN)).map(fs::remove_dir);
     }
 }
+
+/// The cgroup of all that is within a container.
+const WITHIN: &str = "kubelet";
 
 /// The v2 tree, alone or beside the older hierarchies.
 fn v2_root() -> PathBuf {
@@ -126,11 +144,15 @@ fn v2_root() -> PathBuf {
     if alone.join("cgroup.procs").exists() { alone.to_path_buf() } else { alone.join("unified") }
 }
 
-fn make_cgroup() -> (String, PathBuf) {
+fn next_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     // The short ID differs too.
-    let id = format!("{:08x}{number:04x}{:0>52}", std::process::id(), "");
+    format!("{:08x}{number:04x}{:0>52}", std::process::id(), "")
+}
+
+fn make_cgroup() -> (String, PathBuf) {
+    let id = next_id();
     let cgroup = v2_root().join("netobs-test").join(&id);
     fs::create_dir_all(&cgroup).expect("make a cgroup");
     (id, cgroup)

@@ -17,6 +17,8 @@ pub struct Proxy {
     engine: PathBuf,
     up: Arc<AtomicBool>,
     hangs: Arc<AtomicBool>,
+    /// Answers in the engine's place when asked for a single container.
+    refuses: Arc<AtomicBool>,
     /// All that netobs has said to the engine.
     said: Arc<Mutex<Vec<u8>>>,
     _folder: tempfile::TempDir,
@@ -31,9 +33,15 @@ impl Proxy {
         let up = Arc::new(AtomicBool::new(true));
         let hangs = Arc::default();
         let engine = engine.to_path_buf();
-        let proxy = Self { path, engine, up, hangs, said: Arc::default(), _folder: folder };
+        let (said, refuses) = (Arc::default(), Arc::default());
+        let proxy = Self { path, engine, up, hangs, refuses, said, _folder: folder };
         proxy.listen();
         proxy
+    }
+
+    /// Whether who asks for a single container is answered that the engine could not.
+    pub fn refuse_inspections(&self, refuse: bool) {
+        self.refuses.store(refuse, Ordering::SeqCst);
     }
 
     /// As `--engine` has it.
@@ -46,12 +54,13 @@ impl Proxy {
         listener.set_nonblocking(true).expect("non-blocking");
         let engine = self.engine.clone();
         let (up, hangs, said) = (Arc::clone(&self.up), Arc::clone(&self.hangs), Arc::clone(&self.said));
+        let refuses = Arc::clone(&self.refuses);
         std::thread::spawn(move || {
             while up.load(Ordering::SeqCst) {
                 if let Ok((client, _)) = listener.accept() {
                     client.set_nonblocking(false).expect("blocking");
                     let engine = UnixStream::connect(&engine).expect("the engine");
-                    relay(client, engine, &up, &hangs, &said);
+                    relay(client, engine, &up, &hangs, &refuses, &said);
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -102,16 +111,28 @@ impl Drop for Proxy {
     }
 }
 
+const REFUSAL: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\n\
+                       content-length: 22\r\n\r\n{\"message\":\"too busy\"}";
+
+/// `GET /v1.41/containers/{id}/json`, with 64 digits.
+fn is_inspection(request: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(request);
+    let path = line.strip_prefix("GET ").and_then(|rest| rest.split([' ', '?']).next());
+    let id = path.and_then(|path| path.strip_suffix("/json")?.split("/containers/").nth(1));
+    id.is_some_and(|id| id.len() == 64)
+}
+
 fn relay(
     client: UnixStream,
     engine: UnixStream,
     up: &Arc<AtomicBool>,
     hangs: &Arc<AtomicBool>,
+    refuses: &Arc<AtomicBool>,
     said: &Arc<Mutex<Vec<u8>>>,
 ) {
     let asks = (client.try_clone().expect("clone"), engine.try_clone().expect("clone"), Arc::clone(said));
     for (mut from, mut to, heard) in [asks, (engine, client, Arc::default())] {
-        let (up, hangs) = (Arc::clone(up), Arc::clone(hangs));
+        let (up, hangs, refuses) = (Arc::clone(up), Arc::clone(hangs), Arc::clone(refuses));
         from.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         std::thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
@@ -124,6 +145,12 @@ fn relay(
                     Ok(0) => break,
                     Ok(length) => {
                         heard.lock().expect("no panic elsewhere").extend(&buffer[..length]);
+                        if refuses.load(Ordering::SeqCst) && is_inspection(&buffer[..length]) {
+                            if from.write_all(REFUSAL.as_bytes()).is_err() {
+                                break;
+                            }
+                            continue;
+                        }
                         if to.write_all(&buffer[..length]).is_err() {
                             break;
                         }

@@ -414,6 +414,42 @@ fn an_engine_that_goes_and_comes_again() {
     proxy.assert_only_asked();
 }
 
+/// An engine that is too busy to answer for each of its containers has them all the same.
+#[test]
+fn containers_that_the_engine_cannot_be_asked_for() {
+    if !docker::available("refused inspections") {
+        return;
+    }
+    let proxy = Proxy::start(&docker::socket());
+    let stays = Container::run("stays", &["-p", "127.0.0.1::80"]);
+    let watch = Watch::start(None, &["--engine", &proxy.endpoint()]);
+    let before = watch.container(&stays.name);
+    stays.exec(&["ping", "-q", "-c", "6", "-i", "0.05", &stays.inspect("{{.NetworkSettings.Gateway}}")]);
+    settled(&watch, &stays.name, |now| number(now, "tx.protocol.icmp.packets") >= 6);
+    proxy.refuse_inspections(true);
+    proxy.stop();
+    let listed = Container::run("listed", &["-p", "127.0.0.1::80"]);
+    proxy.start_again();
+    // Of this one the list is all that is known, of this one an event is, and this one was known before.
+    let now = watch.container(&listed.name);
+    assert_eq!((&now["engine"], &now["state"]), (&"docker".into(), &"running".into()));
+    let told = Container::run("told", &["-p", "127.0.0.1::80"]);
+    watch.container(&told.name);
+    let now = watch.container(&stays.name);
+    assert_eq!((&now["state"], &now["published"]), (&"running".into(), &before["published"]), "{now}");
+    assert_eq!(number(&now, "tx.protocol.icmp.packets"), 6);
+    let has_port = |snapshot: &Value, name: &str| {
+        container(snapshot, name)
+            .is_some_and(|now| now["published"].as_array().is_some_and(|p| !p.is_empty()))
+    };
+    let unknown = watch.fresh();
+    assert!(!has_port(&unknown, &listed.name) && !has_port(&unknown, &told.name), "{unknown}");
+    proxy.refuse_inspections(false);
+    watch.until("their published ports", |snapshot| {
+        (has_port(snapshot, &listed.name) && has_port(snapshot, &told.name)).then_some(())
+    });
+}
+
 /// The engine that netobs is connected with is still there, and is not the one that others talk to.
 #[test]
 fn a_socket_that_is_replaced() {

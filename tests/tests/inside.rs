@@ -176,6 +176,38 @@ fn a_pair_that_leads_elsewhere() {
     assert_eq!(number(&ours, "tx.protocol.icmp.packets"), 10);
 }
 
+/// What a container's own containers send is the container's, and counted once: at its way out, not also at the pair that
+/// leads to them without a bridge, as in a node of a cluster that is a container.
+#[test]
+fn a_pair_that_leads_to_a_container_within() {
+    let host = Netns::new();
+    let node = Pretend::new();
+    let pod = node.within();
+    let (node_pid, pod_pid) = (node.netns().pid(), pod.netns().pid());
+    host.sh(&format!(
+        "ip link add v0 type veth peer name eth0 netns {node_pid}; ip addr add 10.78.0.9/24 dev v0; ip link set v0 up; \
+         ip route add 10.79.0.0/24 via 10.78.0.1"
+    ));
+    node.netns().sh(&format!(
+        "ip addr add 10.78.0.1/24 dev eth0; ip link set eth0 up; sysctl -qw net.ipv4.ip_forward=1; \
+         ip link add v1 type veth peer name eth0 netns {pod_pid}; ip link set v1 up; \
+         ip addr add 10.79.0.1/32 dev v1; ip route add 10.79.0.2/32 dev v1"
+    ));
+    pod.netns()
+        .sh("ip addr add 10.79.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.79.0.1");
+    let watch = Watch::start(Some(&host), &OPTIONS);
+    interface(&watch, node.name());
+    pod.netns().sh("busybox ping -q -c 10 -i 0.05 10.78.0.9");
+    let ours = assert_exact(&watch, &node);
+    assert_eq!(number(&ours, "tx.protocol.icmp.packets"), 10);
+    let now = watch.until("the container", |snapshot| container_of(snapshot, node.name()));
+    assert_eq!(now["interfaces"].as_array().map(Vec::len), Some(1), "{now}");
+    assert_eq!(number(&now, "tx.protocol.icmp.packets"), 10, "{now}");
+    let all = watch.until("the others", |snapshot| Some(snapshot["containers"].clone()));
+    let within = all.as_array().expect("a list").iter().filter(|one| one["id"] == pod.id.as_str());
+    assert_eq!(within.count(), 0, "{all}");
+}
+
 /// A pair with its other end on the host is observed there, and only there.
 #[test]
 fn a_pair_that_leads_to_the_host() {

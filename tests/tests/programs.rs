@@ -124,12 +124,12 @@ fn without_dns_only_arp_is_in_the_program() {
         let ours = ours();
         let programs = aya::programs::loaded_programs().filter_map(Result::ok);
         let mut sizes = programs
-            .filter(|program| ours.contains(&program.id()) && program.name_as_str() == Some("netobs_ingress"))
+            .filter(|program| ours.contains(&program.id()) && program.name_as_str() == Some("netobs_filter"))
             .map(|program| program.size_translated().expect("root"));
         sizes.next().expect("it is loaded")
     });
     assert!(none < arp && arp - none < all - arp, "{none}, {arp}, {all} bytes");
-    println!("netobs_ingress: {none} bytes without events, {arp} with ARP, {all} with DNS, too");
+    println!("netobs_filter: {none} bytes without events, {arp} with ARP, {all} with DNS, too");
 }
 
 /// Programs of this process are told apart from none of its own.

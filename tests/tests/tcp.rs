@@ -20,6 +20,7 @@ use netobs_tests::{
     relay::{ACK, Frame, RST, Relay, SYN},
     wait_for,
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -200,6 +201,32 @@ fn handshakes_and_round_trips_take_what_the_relay_takes() {
             let retransmitted = kernel::snmp(world.netns(n), "Tcp", "RetransSegs");
             assert_eq!(number(tcp, "retransmitted_segments"), retransmitted, "{tcp}");
         }
+    });
+}
+
+/// A socket that connects to itself is the one case of two SYNs that meet which needs no luck: it has connected, and
+/// nobody has accepted.
+#[test]
+fn both_ends_connect() {
+    unless_left_out(|| {
+        let world = World::new(DELAY, |_| true);
+        let watch = world.watch(&[]);
+        world.netns(0).sh("ip link set lo up");
+        world.netns(0).run(|| {
+            let itself: SockaddrIn = "10.81.0.10:7100".parse().expect("an address");
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
+            let socket = socket.expect("a socket");
+            bind(socket.as_raw_fd(), &itself).expect("bind");
+            connect(socket.as_raw_fd(), &itself).expect("connect");
+        });
+        let tcp = until(&watch, world.name(0), |tcp| measured(tcp, "client_handshake").0 == 1);
+        assert_eq!((established(&tcp), accepted(&tcp)), (1, 0), "{tcp}");
+        // It is over, and the next socket may be at the same address.
+        let server = echo(world.netns(0), address(0, 5000), 1);
+        world.netns(1).run(|| exchange(&mut TcpStream::connect(address(0, 5000)).expect("connect")));
+        server.join().expect("the server");
+        let tcp = until(&watch, world.name(0), |tcp| accepted(tcp) == 1);
+        assert_eq!(established(&tcp), 1, "{tcp}");
     });
 }
 

@@ -35,18 +35,8 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let folder = root().join("fuzz");
-    let tool = setup::cargo_fuzz()?;
-    run_command(
-        Command::new(&tool)
-            .args(["fuzz", "build", "--fuzz-dir"])
-            .arg(&folder)
-            .env(UNSTABLE_FLAGS.0, UNSTABLE_FLAGS.1)
-            // Its flags are cargo-fuzz's.
-            .env_remove("RUSTFLAGS")
-            .current_dir(&folder),
-    )
-    .context("build the targets")?;
+    let folder = folder();
+    build()?;
     let mut targets = targets(&folder)?;
     if let Some(only) = &options.target {
         targets.retain(|target| target == only);
@@ -61,6 +51,25 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     println!("{count} targets, {seconds} s each: nothing found");
     Ok(())
+}
+
+fn folder() -> PathBuf {
+    root().join("fuzz")
+}
+
+/// All targets.
+pub fn build() -> anyhow::Result<()> {
+    let (folder, tool) = (folder(), setup::cargo_fuzz()?);
+    run_command(
+        Command::new(&tool)
+            .args(["fuzz", "build", "--fuzz-dir"])
+            .arg(&folder)
+            .env(UNSTABLE_FLAGS.0, UNSTABLE_FLAGS.1)
+            // Its flags are cargo-fuzz's.
+            .env_remove("RUSTFLAGS")
+            .current_dir(&folder),
+    )
+    .context("build the targets")
 }
 
 /// Those that there is a source of.

@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask --help`.
 
+mod ahead;
 mod apt;
 mod bench;
 mod check;
@@ -74,6 +75,9 @@ enum Command {
     },
     /// Let everything happen at once to a host with containers, and hold all counters against the kernel's; as root
     Soak(soak::Options),
+    /// Build what the last steps of the tests need, while the others run
+    #[command(hide = true)]
+    Ahead,
     /// The maintainer's checks: format, lints, imports, dependencies, kernel object
     Check,
 }
@@ -92,6 +96,7 @@ fn main() -> anyhow::Result<()> {
         Command::Deb => dist::deb().map(drop),
         Command::Image { tag } => dist::image(&tag),
         Command::Soak(options) => soak::run(&options),
+        Command::Ahead => ahead::build(),
         Command::Check => check::run(),
     }
 }

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, process::Command, time::Instant};
 use anyhow::bail;
 
 use crate::{
+    ahead::Ahead,
     apt, dist,
     engine::Engine,
     kubernetes,
@@ -48,7 +49,7 @@ const PROGRAMS: [(&str, &str); 31] = [
 ];
 
 /// Test binaries of the package `netobs-tests`: name, whether its tests may run at the same time, and
-/// whether they need an engine.
+/// whether they need an engine. Those of [`RELEASED`] come after all others.
 const AREAS: &[(&str, bool, bool)] = &[
     ("cli", true, false),
     ("kernel", false, false),
@@ -86,15 +87,18 @@ const AREAS: &[(&str, bool, bool)] = &[
     ("prometheus", false, true),
     ("dashboards", false, true),
     ("fewer_series", false, false),
-    ("package", false, false),
-    ("image", false, true),
     ("manifests", true, false),
     ("endpoint", false, false),
     ("otlp", false, false),
     ("hostile", false, true),
     ("scale", false, false),
     ("churn", false, false),
+    ("package", false, false),
+    ("image", false, true),
 ];
+
+/// Areas of what is handed to others.
+const RELEASED: [&str; 2] = ["package", "image"];
 
 /// What the image of the tests is called.
 const IMAGE: &str = "netobs-test-release:1";
@@ -141,31 +145,24 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
             .args(["test", "--locked", "--no-run", "--package", "netobs-tests"])
             .current_dir(&root),
     )?;
-    // Not for a single test: the release takes minutes to build.
-    if filter.is_empty() {
-        match dist::deb() {
-            Ok(file) => environment.push(("NETOBS_DEB", file)),
-            Err(error) => left_out.push(format!("tests of the Debian package: {error:#}")),
-        }
-        if engine.is_some() {
-            match dist::image(IMAGE) {
-                Ok(()) => environment.push(("NETOBS_IMAGE", PathBuf::from(IMAGE))),
-                Err(error) => left_out.push(format!("tests of the image: {error:#}")),
-            }
-        }
-    }
     println!("== built: {} s", started.elapsed().as_secs());
+    let mut ahead = ci.then(Ahead::start).transpose()?;
     match kubernetes::tools() {
         Ok(tools) => environment.extend([("NETOBS_KUBECTL", tools.kubectl), ("NETOBS_HELM", tools.helm)]),
         Err(error) => left_out.push(format!("tests of kustomizations and the chart: {error:#}")),
     }
-    for &(area, parallel, needs_engine) in AREAS {
-        if needs_engine && engine.is_none() {
-            continue;
+    let run_areas = |of_release: bool, environment: &[(&str, PathBuf)]| {
+        let mut failed = Vec::new();
+        for &(area, parallel, needs_engine) in AREAS {
+            if RELEASED.contains(&area) != of_release || needs_engine && engine.is_none() {
+                continue;
+            }
+            cargo_test(&["--package", "netobs-tests", "--test", area], filter, environment, parallel)
+                .unwrap_or_else(|_| failed.push(area));
         }
-        cargo_test(&["--package", "netobs-tests", "--test", area], filter, &environment, parallel)
-            .unwrap_or_else(|_| failed.push(area));
-    }
+        failed
+    };
+    failed.extend(run_areas(false, &environment));
     // What this machine's kernel may not have. Otherwise only when asked for, by `cargo xtask vm`.
     if ci {
         let started = Instant::now();
@@ -183,6 +180,25 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
             }
         });
         println!("== virtual machines: {} s", started.elapsed().as_secs());
+    }
+    if let Some(ahead) = &mut ahead {
+        let started = Instant::now();
+        ahead.wait();
+        println!("== waited for what is built ahead: {} s", started.elapsed().as_secs());
+    }
+    // Not for a single test: the release takes minutes to build.
+    if filter.is_empty() {
+        match dist::deb() {
+            Ok(file) => environment.push(("NETOBS_DEB", file)),
+            Err(error) => left_out.push(format!("tests of the Debian package: {error:#}")),
+        }
+        if engine.is_some() {
+            match dist::image(IMAGE) {
+                Ok(()) => environment.push(("NETOBS_IMAGE", PathBuf::from(IMAGE))),
+                Err(error) => left_out.push(format!("tests of the image: {error:#}")),
+            }
+        }
+        failed.extend(run_areas(true, &environment));
     }
     let missing = rows::print()?;
     if ci && filter.is_empty() {

@@ -14,7 +14,7 @@ use aya_ebpf::{
     maps::{Array, RingBuf},
 };
 use netobs_common::{
-    EGRESS, class,
+    Hook, class,
     events::{ARP_FRAME, DNS_HEADER, EventHeader, FRAME_ROOM, HEADER_ROOM, IP_BYTES, NAME_ROOM, kind},
     l4,
 };
@@ -55,7 +55,7 @@ struct Record<const ROOM: usize> {
 
 /// Tells of a packet of a container's interface, if it is one that is told of.
 #[inline(always)]
-pub fn look<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32, packet: &Packet) {
+pub fn look<const LINK: bool>(skb: *mut __sk_buff, hook: Hook, packet: &Packet) {
     // SAFETY: a static; volatile, since userspace sets it.
     let classes = unsafe { read_volatile(&raw const EVENT_CLASSES) };
     if classes == 0 {
@@ -67,7 +67,7 @@ pub fn look<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u
     }
     if class == class::ARP {
         if LINK {
-            arp(skb, attachment(slot, DIRECTION));
+            arp(skb, hook);
         }
         return;
     }
@@ -77,7 +77,7 @@ pub fn look<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u
     }
     let (network, transport) = (opaque(packet.network.into()) as u32, opaque(packet.transport.into()) as u32);
     if transport != 0 && may_be_dns::<LINK>(skb, transport) {
-        on_wire(skb, ends(network, transport), attachment(slot, DIRECTION), class);
+        on_wire(skb, ends(network, transport), hook, class);
     }
 }
 
@@ -98,11 +98,11 @@ fn has_dns_port(ports: u32) -> bool {
 
 /// Apart, so that there is one way to it.
 #[inline(never)]
-fn on_wire(skb: *mut __sk_buff, ends: u64, attachment: u32, class: u32) -> u64 {
+fn on_wire(skb: *mut __sk_buff, ends: u64, hook: Hook, class: u32) -> u64 {
     if TCP_CLASSES >> (class & 0x1f) & 1 == 0 {
-        dns(skb, ends, attachment, kind::DNS)
+        dns(skb, ends, hook, kind::DNS)
     } else {
-        segment(skb, ends, attachment, kind::DNS)
+        segment(skb, ends, hook, kind::DNS)
     }
 }
 
@@ -113,7 +113,7 @@ const TCP_CLASSES: u32 =
 /// Tells of a packet that passes `lo` of a container's namespace, if it is of the name server there. Its port
 /// is not known: packets to it have it translated from 53 here, those from it not yet.
 #[inline(always)]
-pub fn look_at_loopback(skb: *mut __sk_buff, slot: u32) {
+pub fn look_at_loopback(skb: *mut __sk_buff, hook: Hook) {
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     let header = data + ETH_LEN;
@@ -125,11 +125,11 @@ pub fn look_at_loopback(skb: *mut __sk_buff, slot: u32) {
             return;
         }
     }
-    loopback(skb, slot);
+    loopback(skb, hook);
 }
 
 #[inline(never)]
-fn loopback(skb: *mut __sk_buff, slot: u32) -> u64 {
+fn loopback(skb: *mut __sk_buff, hook: Hook) -> u64 {
     let mut header = [0u8; 20];
     let mut ethertype = [0u8; 2];
     if !load(skb, ETH_LEN as u32 - 2, &mut ethertype)
@@ -144,9 +144,9 @@ fn loopback(skb: *mut __sk_buff, slot: u32) -> u64 {
     }
     let ends = ends(ETH_LEN as u32, ETH_LEN as u32 + u32::from(header[0] & 0xf) * 4);
     if header[9] == protocol::UDP {
-        dns(skb, ends, attachment(slot, EGRESS), kind::EMBEDDED)
+        dns(skb, ends, hook, kind::EMBEDDED)
     } else {
-        segment(skb, ends, attachment(slot, EGRESS), kind::EMBEDDED)
+        segment(skb, ends, hook, kind::EMBEDDED)
     }
 }
 
@@ -183,7 +183,7 @@ fn is_dns(skb: *mut __sk_buff, offset: usize) -> bool {
 
 /// `ends` is where the IP header begins, and in the upper half where the UDP header does.
 #[inline(never)]
-fn dns(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
+fn dns(skb: *mut __sk_buff, ends: u64, hook: Hook, kind: u32) -> u64 {
     let transport = (ends >> 32) as u32;
     let mut udp = [0u8; 8];
     if !load(skb, transport, &mut udp) {
@@ -194,7 +194,7 @@ fn dns(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
     if kind == kind::DNS && source_port != DNS_PORT && destination_port != DNS_PORT {
         return 0;
     }
-    let mut header = header(kind, attachment);
+    let mut header = header(kind, hook);
     (header.source_port, header.destination_port) = (source_port, destination_port);
     header.protocol = protocol::UDP;
     header.payload_len = u16::from_be_bytes([l1, l0]).saturating_sub(8);
@@ -211,7 +211,7 @@ fn dns(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
 /// is what goes to port 53 as far as there is room; of a longer one the header and how its payload begins: it is
 /// the middle of a message, or one begins there.
 #[inline(never)]
-fn segment(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
+fn segment(skb: *mut __sk_buff, ends: u64, hook: Hook, kind: u32) -> u64 {
     let (network, transport) = (ends as u32, (ends >> 32) as u32);
     let (mut ip, mut tcp) = ([0u8; 6], [0u8; 14]);
     if !load(skb, network, &mut ip) || !load(skb, transport, &mut tcp) {
@@ -235,7 +235,7 @@ fn segment(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
     if !has_payload && tcp[13] & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) == 0 {
         return 0;
     }
-    let mut header = header(kind, attachment);
+    let mut header = header(kind, hook);
     (header.source_port, header.destination_port) = (source_port, destination_port);
     header.protocol = protocol::TCP;
     header.payload_len = if len > u32::from(u16::MAX) { u16::MAX } else { len as u16 };
@@ -247,15 +247,10 @@ fn segment(skb: *mut __sk_buff, ends: u64, attachment: u32, kind: u32) -> u64 {
 }
 
 #[inline(never)]
-fn arp(skb: *mut __sk_buff, attachment: u32) -> u64 {
-    let mut header = header(kind::ARP, attachment);
+fn arp(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    let mut header = header(kind::ARP, hook);
     header.payload_len = ARP_FRAME as u16;
     submit::<FRAME_ROOM>(skb, 0, 0, ARP_FRAME as u32, &header)
-}
-
-#[inline(always)]
-const fn attachment(slot: u32, direction: u32) -> u32 {
-    slot << 1 | direction
 }
 
 #[inline(always)]
@@ -264,13 +259,13 @@ fn ends(network: u32, transport: u32) -> u64 {
 }
 
 #[inline(always)]
-fn header(kind: u32, attachment: u32) -> EventHeader {
+fn header(kind: u32, hook: Hook) -> EventHeader {
     EventHeader {
         // SAFETY: takes no argument and cannot fail.
         time_ns: unsafe { bpf_ktime_get_ns() },
-        slot: attachment >> 1,
+        slot: hook.slot(),
         kind: kind as u8,
-        direction: attachment as u8 & 1,
+        direction: hook.direction() as u8,
         ..EventHeader::ZERO
     }
 }

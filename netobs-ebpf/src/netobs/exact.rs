@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
-use netobs_common::{Count, Counters, SIZE_BOUNDS, class};
+use netobs_common::{Count, Counters, Hook, SIZE_BOUNDS, class};
 use netobs_ebpf::{
     headers::tcp_flag,
     packet::{self, Cast, Version},
@@ -14,46 +14,45 @@ use crate::{
     maps, senders,
 };
 
-/// Counts one packet in a slot. `DIRECTION` is the attachment's, see [`netobs_common::INGRESS`]; `LINK`
-/// whether the packet begins with an Ethernet header; `FLOWS` whether it is also counted in its flow, where
-/// flows are counted at all.
+/// Counts one packet. `LINK` is whether it begins with an Ethernet header; `FLOWS` whether it is also counted in
+/// its flow, where flows are counted at all.
 #[inline(always)]
-pub fn count<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) {
+pub fn count<const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, hook: Hook) {
     if !LINK {
-        look_and_count::<DIRECTION, LINK, FLOWS>(skb, slot);
-    } else if !fast::count::<DIRECTION, FLOWS>(skb, slot) {
-        slow::<DIRECTION, FLOWS>(skb, slot);
+        look_and_count::<LINK, FLOWS>(skb, hook);
+    } else if !fast::count::<FLOWS>(skb, hook) {
+        slow::<FLOWS>(skb, hook);
     }
 }
 
 /// The slow path of an interface, a function of its own: what the fast one has come to know need not be kept for it. The
 /// verifier walks it once, in whatever way the slot was found.
 #[inline(never)]
-fn slow<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) -> u64 {
-    look_and_count::<DIRECTION, true, FLOWS>(skb, packet::opaque(slot.into()) as u32);
+fn slow<const FLOWS: bool>(skb: *mut __sk_buff, hook: Hook) -> u64 {
+    look_and_count::<true, FLOWS>(skb, Hook::from_index(packet::opaque(hook.index().into()) as u32));
     0
 }
 
 #[inline(always)]
-fn look_and_count<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) {
+fn look_and_count<const LINK: bool, const FLOWS: bool>(skb: *mut __sk_buff, hook: Hook) {
     let cpu = maps::cpu();
-    if let Some(counters) = maps::counters(cpu, slot, DIRECTION) {
+    if let Some(counters) = maps::counters(cpu, hook) {
         // SAFETY: points into this CPU's block, which no other CPU writes.
-        add::<DIRECTION, LINK, FLOWS>(skb, slot, cpu, unsafe { &mut *counters });
+        add::<LINK, FLOWS>(skb, hook, cpu, unsafe { &mut *counters });
     }
 }
 
 #[inline(always)]
-fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
+fn add<const LINK: bool, const FLOWS: bool>(
     skb: *mut __sk_buff,
-    slot: u32,
+    hook: Hook,
     cpu: u32,
     counters: &mut Counters,
 ) {
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (len, gso_size) = unsafe { (u64::from((*skb).len), u64::from((*skb).gso_size)) };
     if FLOWS && LINK {
-        senders::look::<DIRECTION>(skb, slot, len);
+        senders::look(skb, hook, len);
     }
     // A VLAN tag that the kernel keeps outside the frame.
     // SAFETY: as above.
@@ -87,7 +86,7 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
     if packet.truncated {
         plus::<LINK>(&mut counters.truncated, 1);
         // The one thing about a packet that nobody expects. Off unless asked for, and then not in the program.
-        debug!(&TcContext::new(skb), "packet of {} bytes ends inside a header, slot {}", len, slot);
+        debug!(&TcContext::new(skb), "packet of {} bytes ends inside a header, slot {}", len, hook.slot());
     }
     let mut amount = Amount { bytes: len, unfolded: 0, unfolded_bytes: tag_len as u32, zero_window };
     if gso_size != 0 {
@@ -97,14 +96,14 @@ fn add<const DIRECTION: u32, const LINK: bool, const FLOWS: bool>(
     if FLOWS
         && maps::flows()
         && packet.class < class::VLAN_NOT_IP
-        && !flows::count::<DIRECTION, LINK>(skb, slot, cpu, &packet, amount)
+        && !flows::count::<LINK>(skb, hook, cpu, &packet, amount)
     {
         // In this order, as above.
         plus::<LINK>(&mut counters.unflowed_truncated, u64::from(packet.version == Version::NONE));
         increment::<LINK>(&mut counters.unflowed, len);
     }
     if FLOWS {
-        events::look::<DIRECTION, LINK>(skb, slot, &packet);
+        events::look::<LINK>(skb, hook, &packet);
     }
 }
 

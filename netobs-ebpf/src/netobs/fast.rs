@@ -4,7 +4,7 @@
 //! [`exact`] to do. Few instructions without detours: between two packets the CPU has had other things to remember.
 
 use aya_ebpf::bindings::__sk_buff;
-use netobs_common::{ANY_SENDER, Counters, FlowCell, class, l4, mac_word_of};
+use netobs_common::{ANY_SENDER, Counters, FlowCell, Hook, class, l4, mac_word_of};
 use netobs_ebpf::headers::{ETH_LEN, IPV4_LEN, UDP_LEN, ethertype, protocol, tcp_flag};
 
 use crate::{
@@ -32,10 +32,10 @@ const IPV4: u64 = {
 const MORE_THAN_MAC: u64 = IPV4.wrapping_sub(mac_word_of([0; 3]));
 const _: () = assert!(cfg!(target_endian = "little"), "or a MAC address is the other half of them");
 
-/// A packet at one direction of an interface, of which so much is known.
+/// A packet at an interface, of which so much is known.
 struct Usual {
     skb: *mut __sk_buff,
-    slot: u32,
+    hook: Hook,
     cpu: u32,
     counters: *mut Counters,
     /// As they are in the packet, the source's in the lower half.
@@ -43,14 +43,14 @@ struct Usual {
     ports: u32,
 }
 
-/// Counts a packet, if it is one of these; false: nothing is counted yet. Nothing of a slot that there is not.
+/// Counts a packet, if it is one of these; false: nothing is counted yet. Nothing at a hook that there is not.
 #[inline(always)]
-pub fn count<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot: u32) -> bool {
+pub fn count<const FLOWS: bool>(skb: *mut __sk_buff, hook: Hook) -> bool {
     let cpu = maps::cpu();
-    let Some(counters) = maps::counters(cpu, slot, DIRECTION) else { return true };
+    let Some(counters) = maps::counters(cpu, hook) else { return true };
     let mut mac = ANY_SENDER;
     if FLOWS {
-        let Some(sender) = maps::sender(slot, DIRECTION) else { return false };
+        let Some(sender) = maps::sender(hook) else { return false };
         // SAFETY: an aligned word of a map's value, which others write whole.
         mac = unsafe { core::ptr::read_volatile(&raw const (*sender).mac) };
     }
@@ -79,9 +79,9 @@ pub fn count<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot:
     {
         return false;
     }
-    let packet = Usual { skb, slot, cpu, counters, addresses, ports };
+    let packet = Usual { skb, hook, cpu, counters, addresses, ports };
     if protocol == protocol::UDP {
-        return udp::<DIRECTION, FLOWS>(&packet);
+        return udp::<FLOWS>(&packet);
     }
     if protocol != protocol::TCP || data + TRANSPORT + TCP_LEN > end {
         return false;
@@ -91,16 +91,16 @@ pub fn count<const DIRECTION: u32, const FLOWS: bool>(skb: *mut __sk_buff, slot:
     if window == [0; 2] || flags & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) != 0 {
         return false;
     }
-    tcp::<DIRECTION, FLOWS>(&packet, flags, TRANSPORT as u64 + u64::from(offset >> 4) * 4)
+    tcp::<FLOWS>(&packet, flags, TRANSPORT as u64 + u64::from(offset >> 4) * 4)
 }
 
 #[inline(always)]
-fn udp<const DIRECTION: u32, const FLOWS: bool>(packet: &Usual) -> bool {
+fn udp<const FLOWS: bool>(packet: &Usual) -> bool {
     // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
     if unsafe { (*packet.skb).gso_size } != 0 {
         return false;
     }
-    let Some(cell) = cell::<DIRECTION, FLOWS>(packet, class::IPV4 + l4::UDP, protocol::UDP) else {
+    let Some(cell) = cell::<FLOWS>(packet, class::IPV4 + l4::UDP, protocol::UDP) else {
         return false;
     };
     // SAFETY: points into this CPU's block, which no other CPU writes.
@@ -110,8 +110,9 @@ fn udp<const DIRECTION: u32, const FLOWS: bool>(packet: &Usual) -> bool {
     exact::bucket::<true>(counters, len, 1);
     exact::increment::<true>(&mut counters.class[(class::IPV4 + l4::UDP) as usize], len);
     if let Some(cell) = cell {
-        flows::add::<DIRECTION>(
+        flows::add(
             cell,
+            packet.hook,
             0,
             Amount { bytes: len, unfolded: 0, unfolded_bytes: 0, zero_window: 0 },
         );
@@ -120,8 +121,8 @@ fn udp<const DIRECTION: u32, const FLOWS: bool>(packet: &Usual) -> bool {
 }
 
 #[inline(always)]
-fn tcp<const DIRECTION: u32, const FLOWS: bool>(packet: &Usual, flags: u8, headers_len: u64) -> bool {
-    let Some(cell) = cell::<DIRECTION, FLOWS>(packet, class::IPV4 + l4::TCP, protocol::TCP) else {
+fn tcp<const FLOWS: bool>(packet: &Usual, flags: u8, headers_len: u64) -> bool {
+    let Some(cell) = cell::<FLOWS>(packet, class::IPV4 + l4::TCP, protocol::TCP) else {
         return false;
     };
     // SAFETY: points into this CPU's block, which no other CPU writes.
@@ -137,14 +138,14 @@ fn tcp<const DIRECTION: u32, const FLOWS: bool>(packet: &Usual, flags: u8, heade
     }
     exact::increment::<true>(&mut counters.class[(class::IPV4 + l4::TCP) as usize], len);
     if let Some(cell) = cell {
-        flows::add::<DIRECTION>(cell, flags & flows::TCP_FLAGS, amount);
+        flows::add(cell, packet.hook, flags & flows::TCP_FLAGS, amount);
     }
     true
 }
 
 /// That of its flow, or none where flows are not counted; `None`: the packet is not one of these.
 #[inline(always)]
-fn cell<const DIRECTION: u32, const FLOWS: bool>(
+fn cell<const FLOWS: bool>(
     packet: &Usual,
     class: u32,
     protocol: u8,
@@ -155,6 +156,6 @@ fn cell<const DIRECTION: u32, const FLOWS: bool>(
     if !maps::flows() {
         return if events::is_told_of(class, packet.ports) { None } else { Some(None) };
     }
-    let tag = flows::usual_tag::<DIRECTION>(packet.slot, packet.addresses, packet.ports, protocol);
+    let tag = flows::usual_tag(packet.hook, packet.addresses, packet.ports, protocol);
     flows::find(tag, packet.cpu).map(Some)
 }

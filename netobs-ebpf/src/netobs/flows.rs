@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_load_bytes},
 };
-use netobs_common::{EGRESS, FIRST, FREE_CELL, FlowCell, FlowKey, LEAVING_CELL, OPENED, OverflowFlow};
+use netobs_common::{EGRESS, FIRST, FREE_CELL, FlowCell, FlowKey, Hook, LEAVING_CELL, OPENED, OverflowFlow};
 use netobs_ebpf::{
     headers::{protocol, tcp_flag},
     packet::{Cast, MAX_NETWORK, Packet, Version},
@@ -28,9 +28,9 @@ pub struct Amount {
 
 /// Counts an IP packet in its flow; whether there was room.
 #[inline(always)]
-pub fn count<const DIRECTION: u32, const LINK: bool>(
+pub fn count<const LINK: bool>(
     skb: *mut __sk_buff,
-    slot: u32,
+    hook: Hook,
     cpu: u32,
     packet: &Packet,
     amount: Amount,
@@ -40,25 +40,25 @@ pub fn count<const DIRECTION: u32, const LINK: bool>(
     }
     let flags = packet.tcp_flags & TCP_FLAGS | amount.zero_window;
     // A cgroup's programs may be interrupted by others on their CPU: cells are not for them.
-    if LINK && let Some(tag) = tag::<DIRECTION>(skb, slot, packet) {
+    if LINK && let Some(tag) = tag(skb, hook, packet) {
         if let Some(cell) = find(tag, cpu) {
-            add::<DIRECTION>(cell, flags, amount);
+            add(cell, hook, flags, amount);
             return true;
         }
-        let key = packed_key(slot, DIRECTION, packet);
+        let key = packed_key(hook, packet);
         let taken = take(skb, tag, cpu, key);
         if taken != NO_CELL {
             if let Some(cell) = maps::flow_cell(cpu, taken) {
                 // SAFETY: as above.
                 let cell = unsafe { &mut *cell };
-                cell.flags[DIRECTION as usize] |= FIRST;
-                add::<DIRECTION>(cell, flags, amount);
+                cell.flags[hook.direction() as usize] |= FIRST;
+                add(cell, hook, flags, amount);
             }
             return true;
         }
     }
     let unfolded = u64::from(amount.unfolded_bytes) << 32 | u64::from(amount.unfolded);
-    overflow(skb, packed_key(slot, DIRECTION, packet), amount.bytes, unfolded, u32::from(flags)) != 0
+    overflow(skb, packed_key(hook, packet), amount.bytes, unfolded, u32::from(flags)) != 0
 }
 
 /// The lower six flags: FIN, SYN, RST, PSH, ACK, URG.
@@ -95,8 +95,8 @@ fn first_cell(tag: u64) -> u32 {
 }
 
 #[inline(always)]
-pub fn add<const DIRECTION: u32>(cell: &mut FlowCell, flags: u8, amount: Amount) {
-    let direction = DIRECTION as usize;
+pub fn add(cell: &mut FlowCell, hook: Hook, flags: u8, amount: Amount) {
+    let direction = hook.direction() as usize;
     cell.bytes[direction] += amount.bytes;
     cell.count[direction].packets = cell.count[direction].packets.wrapping_add(1);
     if amount.unfolded_bytes != 0 {
@@ -125,7 +125,7 @@ fn opened(flags: u8) -> u8 {
 /// where that cannot be read in place. (Two of a million flows have the same with a chance of one in ten
 /// million, and are counted as one then.)
 #[inline(always)]
-fn tag<const DIRECTION: u32>(skb: *mut __sk_buff, slot: u32, packet: &Packet) -> Option<u64> {
+fn tag(skb: *mut __sk_buff, hook: Hook, packet: &Packet) -> Option<u64> {
     // SAFETY: a valid context pointer; the verifier rewrites the accesses to the skb's fields.
     let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     let network = pointer(data, (packet.network & MAX_NETWORK) as usize);
@@ -149,18 +149,18 @@ fn tag<const DIRECTION: u32>(skb: *mut __sk_buff, slot: u32, packet: &Packet) ->
         ipv6_ends(unsafe { core::ptr::read((network + 8) as *const [u64; 4]) }, ports, packet.protocol)
     };
     // What goes to many is at many attachments, which are not to look for the same cells.
-    let many = if packet.cast == Cast::UNICAST { 0 } else { slot + 1 };
+    let many = if packet.cast == Cast::UNICAST { 0 } else { hook.slot() + 1 };
     let rest = u64::from(icmp) | u64::from(many) << 32;
     let rest = if rest == 0 { 0 } else { mix(maps::flow_seed() ^ rest) };
     let apart = if ports != 0 && events::is_told_of(packet.class, ports) { APART } else { 0 };
-    Some(tag_of::<DIRECTION>(slot, ends, rest) ^ apart)
+    Some(tag_of(hook, ends, rest) ^ apart)
 }
 
 /// The same of a TCP or UDP packet over IPv4 to one host: by its addresses and ports as they are in it, the source's in
 /// the lower half. Nobody's, if it is one that is told of.
 #[inline(always)]
-pub fn usual_tag<const DIRECTION: u32>(slot: u32, addresses: u64, ports: u32, protocol: u8) -> u64 {
-    tag_of::<DIRECTION>(slot, ipv4_ends(addresses, ports, protocol), 0)
+pub fn usual_tag(hook: Hook, addresses: u64, ports: u32, protocol: u8) -> u64 {
+    tag_of(hook, ipv4_ends(addresses, ports, protocol), 0)
 }
 
 /// In the tag of a flow whose packets are told of, so that [`usual_tag`] does not find it.
@@ -169,11 +169,11 @@ const APART: u64 = 1 << 62;
 /// The hashes of both ends, the source's first, added up: the same whichever way a packet goes, with no branch for it.
 /// What their difference is tells the ways apart.
 #[inline(always)]
-fn tag_of<const DIRECTION: u32>(slot: u32, (source, destination): (u64, u64), rest: u64) -> u64 {
+fn tag_of(hook: Hook, (source, destination): (u64, u64), rest: u64) -> u64 {
     // An ingress packet comes from the end that an egress packet goes to.
-    let end = source.wrapping_sub(destination) >> 63 ^ u64::from(DIRECTION);
+    let end = source.wrapping_sub(destination) >> 63 ^ u64::from(hook.direction());
     // Neither free nor leaving.
-    (source.wrapping_add(destination).wrapping_add(rest) ^ end << 32 ^ u64::from(slot) << 2)
+    (source.wrapping_add(destination).wrapping_add(rest) ^ end << 32 ^ u64::from(hook.slot()) << 2)
         | LEAVING_CELL << 1
 }
 
@@ -242,9 +242,9 @@ fn icmp(protocol: u8, kind: u8, code: u8, id: u16) -> u32 {
 
 /// What of a packet the functions below need, in one register.
 #[inline(always)]
-fn packed_key(slot: u32, direction: u32, packet: &Packet) -> u64 {
-    u64::from(slot & 0xffff)
-        | u64::from(direction) << 16
+fn packed_key(hook: Hook, packet: &Packet) -> u64 {
+    u64::from(hook.slot() & 0xffff)
+        | u64::from(hook.direction()) << 16
         | u64::from(packet.version.0) << 17
         | u64::from(packet.protocol) << 24
         | u64::from(packet.network & MAX_NETWORK) << 32

@@ -16,18 +16,12 @@ use aya_ebpf::{
     macros::{cgroup_skb, classifier},
     programs::{SkBuffContext, TcContext},
 };
-use netobs_common::{EGRESS, INGRESS};
+use netobs_common::{EGRESS, Hook, INGRESS};
 
-/// Clsact filter at ingress of a container's interface. "Next" whatever happens: netobs only looks.
+/// Clsact filter at a container's interface. "Next" whatever happens: netobs only looks.
 #[classifier]
-pub fn netobs_ingress(ctx: TcContext) -> i32 {
-    filter::<INGRESS, true>(&ctx)
-}
-
-/// Clsact filter at egress of a container's interface.
-#[classifier]
-pub fn netobs_egress(ctx: TcContext) -> i32 {
-    filter::<EGRESS, true>(&ctx)
+pub fn netobs_filter(ctx: TcContext) -> i32 {
+    filter::<true>(&ctx)
 }
 
 /// TCX at ingress of a container's interface.
@@ -42,16 +36,10 @@ pub fn netobs_tcx_egress(ctx: TcContext) -> i32 {
     link::<EGRESS, true>(&ctx)
 }
 
-/// Clsact filter at ingress of a bridge, whose packets are in flows at the interfaces of the containers.
+/// Clsact filter at a bridge, whose packets are in flows at the interfaces of the containers.
 #[classifier]
-pub fn netobs_br_ingress(ctx: TcContext) -> i32 {
-    filter::<INGRESS, false>(&ctx)
-}
-
-/// Clsact filter at egress of a bridge.
-#[classifier]
-pub fn netobs_br_egress(ctx: TcContext) -> i32 {
-    filter::<EGRESS, false>(&ctx)
+pub fn netobs_br_filter(ctx: TcContext) -> i32 {
+    filter::<false>(&ctx)
 }
 
 /// TCX at ingress of a bridge.
@@ -70,9 +58,8 @@ pub fn netobs_br_tcx_out(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netobs_lo(ctx: TcContext) -> i32 {
     // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
-    let classid = unsafe { (*ctx.skb.skb).tc_classid };
-    if classid != 0 {
-        events::look_at_loopback(ctx.skb.skb, classid - 1);
+    if let Some(hook) = Hook::of_class_id(unsafe { (*ctx.skb.skb).tc_classid }) {
+        events::look_at_loopback(ctx.skb.skb, hook);
     }
     TC_ACT_UNSPEC
 }
@@ -89,14 +76,14 @@ pub fn netobs_cgroup_out(ctx: SkBuffContext) -> i32 {
     cgroup::<EGRESS>(&ctx)
 }
 
-/// The filter's class ID is the slot plus one: the kernel hands it over with each packet
-/// (`cls_bpf_classify`), so that nothing has to be looked up, in whatever namespace the interface is.
+/// One program for both directions: where a packet passes two hooks, it is still in the CPU's caches at the second.
+/// The kernel hands the filter's class ID over with each packet (`cls_bpf_classify`), so that nothing has to be looked
+/// up, in whatever namespace the interface is.
 #[inline(always)]
-fn filter<const DIRECTION: u32, const FLOWS: bool>(ctx: &TcContext) -> i32 {
+fn filter<const FLOWS: bool>(ctx: &TcContext) -> i32 {
     // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
-    let classid = unsafe { (*ctx.skb.skb).tc_classid };
-    if classid != 0 {
-        exact::count::<DIRECTION, true, FLOWS>(ctx.skb.skb, classid - 1);
+    if let Some(hook) = Hook::of_class_id(unsafe { (*ctx.skb.skb).tc_classid }) {
+        exact::count::<true, FLOWS>(ctx.skb.skb, hook);
     }
     TC_ACT_UNSPEC
 }
@@ -107,7 +94,7 @@ fn link<const DIRECTION: u32, const FLOWS: bool>(ctx: &TcContext) -> i32 {
     // SAFETY: as above.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     if let Some(slot) = maps::slot_of_interface(ifindex) {
-        exact::count::<DIRECTION, true, FLOWS>(ctx.skb.skb, slot);
+        exact::count::<true, FLOWS>(ctx.skb.skb, Hook::new(slot, DIRECTION));
     }
     TC_ACT_UNSPEC
 }
@@ -116,7 +103,7 @@ fn link<const DIRECTION: u32, const FLOWS: bool>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn cgroup<const DIRECTION: u32>(ctx: &SkBuffContext) -> i32 {
     if let Some(slot) = maps::slot_of_cgroup() {
-        exact::count::<DIRECTION, false, true>(ctx.skb.skb, slot);
+        exact::count::<false, true>(ctx.skb.skb, Hook::new(slot, DIRECTION));
     }
     1
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use netobs_common::{
-    Counters, FlowCell, FlowKey, FlowOwner, IFACE_CELLS, OverflowFlow, Sender, counter_index, sender_index,
+    Counters, FlowCell, FlowKey, FlowOwner, Hook, IFACE_CELLS, OverflowFlow, Sender, counter_index,
 };
 
 /// Slots per CPU in [`COUNTERS`]; set by userspace before loading, together with the map's size.
@@ -40,7 +40,7 @@ static CGROUPS: CgroupStorage<u64> = CgroupStorage::new();
 #[map]
 static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Indexed by [`sender_index`]; sized by userspace to interfaces × 2. The programs write a `mac` that is 0, and add
+/// Indexed by [`Hook::index`]; sized by userspace to interfaces × 2. The programs write a `mac` that is 0, and add
 /// by atomics; userspace maps it, reads it, and writes it when a slot is taken or the address is known. The race
 /// that this accepts: two first frames on two CPUs are not compared with each other.
 #[map]
@@ -83,18 +83,18 @@ pub fn cpu() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
-/// The counters of this CPU for a slot, `None` for one that there is not. The look-up is inlined by the JIT.
+/// The counters of this CPU for a hook, `None` for one that there is not. The look-up is inlined by the JIT.
 #[inline(always)]
-pub fn counters(cpu: u32, slot: u32, direction: u32) -> Option<*mut Counters> {
+pub fn counters(cpu: u32, hook: Hook) -> Option<*mut Counters> {
     // SAFETY: a static of the program's read-only data; volatile, as userspace sets it at load time.
     let max_interfaces = unsafe { core::ptr::read_volatile(&raw const MAX_INTERFACES) };
-    COUNTERS.get_ptr_mut(counter_index(cpu, max_interfaces, slot, direction))
+    COUNTERS.get_ptr_mut(counter_index(cpu, max_interfaces, hook))
 }
 
 /// The look-up is inlined by the JIT.
 #[inline(always)]
-pub fn sender(slot: u32, direction: u32) -> Option<*mut Sender> {
-    SENDERS.get_ptr_mut(sender_index(slot, direction))
+pub fn sender(hook: Hook) -> Option<*mut Sender> {
+    SENDERS.get_ptr_mut(hook.index())
 }
 
 /// `None` for an interface that is not (any more) in the directory. Inlined by the JIT as well.

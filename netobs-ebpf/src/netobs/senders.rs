@@ -1,7 +1,7 @@
 //! Frames whose source MAC address is not the one that an interface's frames have.
 
 use aya_ebpf::bindings::__sk_buff;
-use netobs_common::{ANY_SENDER, mac_word_of};
+use netobs_common::{ANY_SENDER, Hook, mac_word_of};
 use netobs_ebpf::{
     headers::Ethernet,
     source::{Linear, Source as _, Whole},
@@ -11,8 +11,8 @@ use crate::maps;
 
 /// Compares a frame of `len` bytes with the first one; where userspace says so.
 #[inline(always)]
-pub fn look<const DIRECTION: u32>(skb: *mut __sk_buff, slot: u32, len: u64) {
-    let Some(sender) = maps::sender(slot, DIRECTION) else { return };
+pub fn look(skb: *mut __sk_buff, hook: Hook, len: u64) {
+    let Some(sender) = maps::sender(hook) else { return };
     // SAFETY: an aligned word of a map's value, which others write whole.
     let usual = unsafe { core::ptr::read_volatile(&raw const (*sender).mac) };
     if usual == ANY_SENDER {

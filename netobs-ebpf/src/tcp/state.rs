@@ -26,6 +26,9 @@ const ECONNREFUSED: u32 = 111;
 
 #[inline(always)]
 pub fn changes(socket: Socket, from: u32, to: u32) {
+    if from == tcp_state::SYN_SENT && to == tcp_state::SYN_RECV {
+        return is_met(socket);
+    }
     let is_told = match to {
         tcp_state::SYN_SENT => true,
         tcp_state::ESTABLISHED => from == tcp_state::SYN_SENT || from == tcp_state::SYN_RECV,
@@ -62,7 +65,18 @@ fn begins(socket: Socket) {
     }
 }
 
-/// When the socket began to connect, or 0; it is forgotten.
+/// In what [`maps::STARTS`] has of a socket whose SYN has met the other end's.
+const MET: u64 = 1 << 63;
+
+#[inline(always)]
+fn is_met(socket: Socket) {
+    if let Some(start) = maps::STARTS.get_ptr_mut(socket.0) {
+        // SAFETY: nobody else writes the entry of a socket whose state is just being changed.
+        unsafe { *start |= MET };
+    }
+}
+
+/// What [`maps::STARTS`] has of a socket, or 0; it is forgotten.
 #[inline(always)]
 fn take_start(socket: Socket) -> u64 {
     // SAFETY: nobody writes the entry of a socket whose state is just being changed.
@@ -79,8 +93,16 @@ fn take_start(socket: Socket) -> u64 {
 #[inline(always)]
 fn is_established(namespace: &Namespace, socket: Socket, from: u32) {
     let start = take_start(socket);
+    // One of those that open at the same time was asked to accept when it connected. Without that mark the entry is of a
+    // socket that was here before, and whose end was not seen: the kernel leaves a program out that already runs.
+    let start = if from == tcp_state::SYN_SENT {
+        start
+    } else if start & MET != 0 {
+        start & !MET
+    } else {
+        0
+    };
     let rtt_us = socket.rtt_us();
-    // With a start it is one of those that open at the same time: connecting, then asked to accept.
     let subject = if from == tcp_state::SYN_SENT || start != 0 { cell::CONNECTED } else { cell::ACCEPTED };
     let handshake_us = if subject == cell::ACCEPTED {
         rtt_us

@@ -9,7 +9,10 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_ktime_get_boot_ns, bpf_skb_load_bytes},
 };
-use netobs_common::trace::{ROOMS, TraceHeader};
+use netobs_common::{
+    Hook,
+    trace::{ROOMS, TraceHeader},
+};
 
 use crate::maps;
 
@@ -32,8 +35,8 @@ struct Record<const ROOM: usize> {
 
 /// Captures a packet. `LINK` says whether it begins with an Ethernet header.
 #[inline(always)]
-pub fn send<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u32) {
-    let Some(counts) = maps::counts(slot, DIRECTION) else { return };
+pub fn send<const LINK: bool>(skb: *mut __sk_buff, hook: Hook) {
+    let Some(counts) = maps::counts(hook) else { return };
     // SAFETY: points into a map's value; others add to it atomically as well.
     let (matched, delivered, lost, limited) = unsafe {
         (
@@ -56,12 +59,12 @@ pub fn send<const DIRECTION: u32, const LINK: bool>(skb: *mut __sk_buff, slot: u
     let tagged = LINK && skb_ref.vlan_present != 0;
     let header = TraceHeader {
         time_ns,
-        slot,
+        slot: hook.slot(),
         len,
         captured: if len < snaplen { len } else { snaplen },
         vlan_tci: if tagged { skb_ref.vlan_tci as u16 } else { 0 },
         vlan_protocol: if tagged { u16::from_be(skb_ref.vlan_proto as u16) } else { 0 },
-        direction: DIRECTION as u8,
+        direction: hook.direction() as u8,
         link: LINK as u8,
         segments: if skb_ref.gso_size == 0 { 0 } else { skb_ref.gso_segs as u16 },
         reserved: 0,

@@ -14,18 +14,21 @@ use aya_ebpf::{
     macros::{cgroup_skb, classifier},
     programs::{SkBuffContext, TcContext},
 };
-use netobs_common::{EGRESS, INGRESS};
+use netobs_common::{EGRESS, Hook, INGRESS};
 
-/// Clsact filter at ingress. "Next" whatever happens: netobs only looks.
+/// Clsact filter; its class ID says where it is (`cls_bpf_classify` hands it over). "Next" whatever happens: netobs
+/// only looks.
 #[classifier]
-pub fn trace_ingress(ctx: TcContext) -> i32 {
-    filter::<INGRESS>(&ctx)
-}
-
-/// Clsact filter at egress.
-#[classifier]
-pub fn trace_egress(ctx: TcContext) -> i32 {
-    filter::<EGRESS>(&ctx)
+pub fn trace_filter(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
+    let class_id = unsafe { (*skb).tc_classid };
+    if let Some(hook) = Hook::of_class_id(class_id)
+        && filter::matches::<true>(skb)
+    {
+        event::send::<true>(skb, hook);
+    }
+    TC_ACT_UNSPEC
 }
 
 /// TCX at ingress.
@@ -52,18 +55,6 @@ pub fn trace_cgroup_out(ctx: SkBuffContext) -> i32 {
     cgroup::<EGRESS>(&ctx)
 }
 
-/// The filter's class ID is the slot plus one (`cls_bpf_classify` hands it over).
-#[inline(always)]
-fn filter<const DIRECTION: u32>(ctx: &TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: a valid context pointer; the verifier rewrites the access to the skb's field.
-    let classid = unsafe { (*skb).tc_classid };
-    if classid != 0 && filter::matches::<true>(skb) {
-        event::send::<DIRECTION, true>(skb, classid - 1);
-    }
-    TC_ACT_UNSPEC
-}
-
 /// The slot is looked up for packets that match only.
 #[inline(always)]
 fn link<const DIRECTION: u32>(ctx: &TcContext) -> i32 {
@@ -73,7 +64,7 @@ fn link<const DIRECTION: u32>(ctx: &TcContext) -> i32 {
     if filter::matches::<true>(skb)
         && let Some(slot) = maps::slot_of_interface(ifindex)
     {
-        event::send::<DIRECTION, true>(skb, slot);
+        event::send::<true>(skb, Hook::new(slot, DIRECTION));
     }
     TC_ACT_UNSPEC
 }
@@ -85,7 +76,7 @@ fn cgroup<const DIRECTION: u32>(ctx: &SkBuffContext) -> i32 {
     if filter::matches::<false>(skb)
         && let Some(slot) = maps::slot_of_cgroup()
     {
-        event::send::<DIRECTION, false>(skb, slot);
+        event::send::<false>(skb, Hook::new(slot, DIRECTION));
     }
     1
 }

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
-use netobs_common::trace::{TraceCounts, trace_index};
+use netobs_common::{Hook, trace::TraceCounts};
 
 /// ifindex to slot of interfaces attached by TCX. Written by userspace, which sizes it to the slots; never
 /// full before they are.
@@ -19,7 +19,7 @@ static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[expect(deprecated, reason = "as above")]
 static CGROUPS: CgroupStorage<u64> = CgroupStorage::new();
 
-/// What became of the packets, by [`trace_index`]; sized by userspace to slots × 2. Added to by all CPUs,
+/// What became of the packets, by [`Hook::index`]; sized by userspace to slots × 2. Added to by all CPUs,
 /// atomically: a cgroup's programs may be interrupted by another packet's on the same CPU.
 #[map]
 static COUNTS: Array<TraceCounts> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -48,8 +48,8 @@ pub fn slot_of_cgroup() -> Option<u32> {
 }
 
 #[inline(always)]
-pub fn counts(slot: u32, direction: u32) -> Option<*mut TraceCounts> {
-    COUNTS.get_ptr_mut(trace_index(slot, direction))
+pub fn counts(hook: Hook) -> Option<*mut TraceCounts> {
+    COUNTS.get_ptr_mut(hook.index())
 }
 
 #[inline(always)]

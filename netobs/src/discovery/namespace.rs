@@ -19,7 +19,7 @@ use netlink_packet_route::{
 
 use super::{netlink, procfs};
 use crate::{
-    model::{InnerLink, Namespace},
+    model::{InnerLink, InterfaceKind, Namespace},
     netlink::{Entrance, Netlink, ways},
 };
 
@@ -40,12 +40,12 @@ pub fn of_process(netlink: &mut Netlink, proc_root: &Path, pid: u32) -> io::Resu
     namespace.embedded_dns = procfs::has_embedded_dns(proc_root, pid)?;
     namespace.nsid = nsid(netlink, pid)?;
     if namespace.nsid.is_some() {
-        namespace.links = inner_links(netlink, namespace.nsid)?;
+        namespace.links = inner_links(netlink, namespace.nsid, (proc_root, pid))?;
         return Ok(namespace);
     }
     let path = proc_root.join(pid.to_string()).join("ns/net");
     match (Entrance { path, identity }).connect() {
-        Ok(mut inside) => namespace.links = inner_links(&mut inside, None)?,
+        Ok(mut inside) => namespace.links = inner_links(&mut inside, None, (proc_root, pid))?,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let why = "its network namespace could not be entered (CAP_SYS_ADMIN and CAP_SYS_PTRACE)";
             namespace.unseen = Some(why.to_owned());
@@ -71,16 +71,27 @@ pub fn nsid(netlink: &mut Netlink, pid: u32) -> io::Result<Option<i32>> {
     }))
 }
 
-/// What is in the namespace that the client knows as `nsid`, or in its own.
-fn inner_links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<InnerLink>> {
+/// What is in the namespace that the client knows as `nsid`, or in its own; that of a process.
+fn inner_links(
+    netlink: &mut Netlink,
+    nsid: Option<i32>,
+    (proc_root, pid): (&Path, u32),
+) -> io::Result<Vec<InnerLink>> {
     let links = netlink::links(netlink, nsid)?;
     let mut addresses = addresses(netlink, nsid)?;
     // Asked for last: it is when telling of a veth that leads to the host that the kernel numbers it.
     let host = self::nsid(netlink, std::process::id())?;
+    let mut within = BTreeSet::new();
+    if links.iter().any(|link| link.observed_inside(host, &within) == Some(InterfaceKind::Veth)) {
+        for process in procfs::within_container(proc_root, pid)? {
+            // One that has ended meanwhile has no number.
+            within.extend(self::nsid(netlink, process).ok().flatten());
+        }
+    }
     Ok(links
         .into_iter()
         .map(|link| InnerLink {
-            inside: link.observed_inside(host),
+            inside: link.observed_inside(host, &within),
             ifindex: link.ifindex,
             mac: format_mac(&link.mac),
             addresses: addresses.remove(&link.ifindex).unwrap_or_default(),

@@ -292,12 +292,13 @@ impl Link {
 
     /// As what an interface of a container has to be observed inside: none if it is not the container's way
     /// out, or if its other end is on the host (`host_nsid`: how the host numbers itself) and is observed
-    /// there.
-    pub fn observed_inside(&self, host_nsid: Option<i32>) -> Option<InterfaceKind> {
+    /// there. `within` are the namespaces of containers within the container.
+    pub fn observed_inside(&self, host_nsid: Option<i32>, within: &BTreeSet<i32>) -> Option<InterfaceKind> {
         self.kind.filter(|kind| match kind {
-            // A port of a bridge inside is the way to a container within the container.
+            // A port of a bridge inside is the way to a container within the container; one without may be.
             InterfaceKind::Veth => {
-                self.master.is_none() && self.peer_nsid.is_some() && self.peer_nsid != host_nsid
+                self.master.is_none()
+                    && self.peer_nsid.is_some_and(|peer| Some(peer) != host_nsid && !within.contains(&peer))
             }
             // On top of an interface of the same container it would be counted twice.
             InterfaceKind::Macvlan | InterfaceKind::Ipvlan | InterfaceKind::Vlan => self.peer_nsid.is_some(),
@@ -340,11 +341,12 @@ mod tests {
     #[test]
     fn what_is_observed_inside() {
         use InterfaceKind::{Bridge, Device, Ipvlan, Macvlan, Veth};
-        let host = Some(3);
+        let (host, within) = (Some(3), BTreeSet::from([8]));
         for (link, expected, what) in [
             (link(Some(Veth), host, None), None, "its other end is on the host"),
             (link(Some(Veth), Some(0), None), Some(Veth), "overlay: the other end is the engine's"),
             (link(Some(Veth), Some(0), Some(7)), None, "a container within the container"),
+            (link(Some(Veth), Some(8), None), None, "the same, without a bridge"),
             (link(Some(Veth), None, None), None, "both ends inside"),
             (link(Some(Macvlan), host, None), Some(Macvlan), "on an interface of the host"),
             (link(Some(Macvlan), None, None), None, "on an interface of its own"),
@@ -353,7 +355,7 @@ mod tests {
             (link(Some(Bridge), None, None), None, "a bridge inside"),
             (link(None, None, None), None, "a tunnel"),
         ] {
-            assert_eq!(link.observed_inside(host), expected, "{what}");
+            assert_eq!(link.observed_inside(host, &within), expected, "{what}");
         }
     }
 

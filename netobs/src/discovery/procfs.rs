@@ -53,6 +53,34 @@ pub fn v2_cgroup(proc_root: &Path, pid: u32, container_id: &str) -> io::Result<P
     Ok(root.join(path))
 }
 
+/// A process in each network namespace that others of a process's container are in, but the host's and its own: of
+/// containers within the container.
+///
+/// # Errors
+/// If the process is gone, or `proc_root` cannot be listed.
+pub fn within_container(proc_root: &Path, pid: u32) -> io::Result<Vec<u32>> {
+    let cgroup = |pid: u32| fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup"));
+    let text = cgroup(pid)?;
+    let Some(container) = cgroup::container_id(&text) else { return Ok(Vec::new()) };
+    let [own, host] = [pid, std::process::id()].map(|pid| netns_identity(proc_root, pid));
+    let mut seen = BTreeSet::from([own?, host?]);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc_root)? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // Nearly all are in one that has been seen.
+        let Ok(identity) = netns_identity(proc_root, pid) else { continue };
+        if !seen.contains(&identity)
+            && cgroup(pid).is_ok_and(|text| cgroup::container_id(&text) == Some(container))
+        {
+            seen.insert(identity);
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// Whether Docker's name server is in a process's network namespace: a UDP socket of 127.0.0.11 (proc(5),
 /// `/proc/PID/net/udp`). There are no IPv4 sockets where there is no IPv4.
 ///

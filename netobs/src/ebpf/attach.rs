@@ -58,10 +58,10 @@ pub enum Standing {
     Gone,
 }
 
-/// The loaded programs of one direction, for one kind of interface.
+/// The loaded programs for one kind of interface and one direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Programs<'a> {
-    /// For filters: finds its slot in the filter's class ID.
+    /// For filters, of both directions: finds slot and direction in the filter's class ID.
     pub filter: BorrowedFd<'a>,
     /// For TCX: finds its slot by the ifindex.
     pub tcx: BorrowedFd<'a>,

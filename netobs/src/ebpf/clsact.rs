@@ -14,6 +14,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
+use netobs_common::{EGRESS, Hook, INGRESS};
 
 use super::{attach::Standing, owner};
 use crate::netlink::{Entrance, Netlink};
@@ -51,7 +52,7 @@ pub struct Filter {
 
 impl Filter {
     /// Adds a filter, and the clsact qdisc if there is none. The handle tells whose it is.
-    /// The class ID tells the program its slot; with a bpf filter that decides itself it means nothing else.
+    /// The class ID tells the program where it is; with a bpf filter that decides itself it means nothing else.
     pub fn add(
         netlink: &mut Netlink,
         program: BorrowedFd<'_>,
@@ -102,9 +103,10 @@ impl Filter {
     }
 
     fn with_program(&self, program: BorrowedFd<'_>, slot: u32) -> TcMessage {
+        let hook = Hook::new(slot, if self.ingress { INGRESS } else { EGRESS });
         let mut message = self.message();
         message.attributes.push(TcAttribute::Options(vec![
-            TcOption::Bpf(TcFilterBpfOption::ClassId(TcHandle::from(slot + 1))),
+            TcOption::Bpf(TcFilterBpfOption::ClassId(TcHandle::from(hook.class_id()))),
             TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned())),
             TcOption::Bpf(TcFilterBpfOption::ProgName(FILTER_NAME.to_owned())),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),

@@ -19,36 +19,37 @@ use super::{
 
 /// Names of an object's programs, ingress then egress.
 pub struct Names {
-    pub interface: PairNames,
+    pub interface: InterfaceNames,
     /// None: as of any other interface.
-    pub bridge: Option<PairNames>,
+    pub bridge: Option<InterfaceNames>,
     pub cgroup: [&'static str; 2],
 }
 
-pub struct PairNames {
-    pub filter: [&'static str; 2],
+pub struct InterfaceNames {
+    /// For both directions.
+    pub filter: &'static str,
     pub tcx: [&'static str; 2],
 }
 
 pub struct Hooks {
-    interface: [Pair; 2],
-    bridge: Option<[Pair; 2]>,
+    interface: Interface,
+    bridge: Option<Interface>,
     cgroup: [ProgramFd; 2],
     pub directory: Directory,
     #[expect(deprecated, reason = "as above")]
     cgroups: CgroupStorage<MapData, u64>,
 }
 
-struct Pair {
+struct Interface {
     filter: ProgramFd,
-    tcx: ProgramFd,
+    tcx: [ProgramFd; 2],
 }
 
 impl Hooks {
     /// Has the kernel verify an object's programs.
     pub fn load(ebpf: &mut Ebpf, names: &Names, directory: Directory) -> Result<Self, LoadError> {
-        let interface = pairs(ebpf, &names.interface)?;
-        let bridge = names.bridge.as_ref().map(|names| pairs(ebpf, names)).transpose()?;
+        let interface = Interface::load(ebpf, &names.interface)?;
+        let bridge = names.bridge.as_ref().map(|names| Interface::load(ebpf, names)).transpose()?;
         let [ingress, egress] = names.cgroup;
         let cgroup = [cgroup_skb(ebpf, ingress)?, cgroup_skb(ebpf, egress)?];
         #[expect(deprecated, reason = "as above")]
@@ -58,9 +59,8 @@ impl Hooks {
 
     /// For a bridge, or for any other interface.
     pub fn programs(&self, bridge: bool, ingress: bool) -> Programs<'_> {
-        let pairs = self.bridge.as_ref().filter(|_| bridge).unwrap_or(&self.interface);
-        let Pair { filter, tcx } = &pairs[usize::from(!ingress)];
-        Programs { filter: filter.as_fd(), tcx: tcx.as_fd() }
+        let Interface { filter, tcx } = self.bridge.as_ref().filter(|_| bridge).unwrap_or(&self.interface);
+        Programs { filter: filter.as_fd(), tcx: tcx[usize::from(!ingress)].as_fd() }
     }
 
     pub fn cgroup_program(&self, ingress: bool) -> BorrowedFd<'_> {
@@ -76,11 +76,12 @@ impl Hooks {
     }
 }
 
-fn pairs(ebpf: &mut Ebpf, names: &PairNames) -> Result<[Pair; 2], LoadError> {
-    let mut pair = |at: usize| -> Result<Pair, LoadError> {
-        Ok(Pair { filter: classifier(ebpf, names.filter[at])?, tcx: classifier(ebpf, names.tcx[at])? })
-    };
-    Ok([pair(0)?, pair(1)?])
+impl Interface {
+    fn load(ebpf: &mut Ebpf, names: &InterfaceNames) -> Result<Self, LoadError> {
+        let [ingress, egress] = names.tcx;
+        let filter = classifier(ebpf, names.filter)?;
+        Ok(Self { filter, tcx: [classifier(ebpf, ingress)?, classifier(ebpf, egress)?] })
+    }
 }
 
 pub fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadError> {

@@ -18,7 +18,7 @@ use super::{
     directory::Directory,
     events::{EventOptions, EventRing, MIN_EVENT_BYTES},
     flows::{self, Flows, Size},
-    hooks::{Hooks, Names, PairNames, classifier},
+    hooks::{Hooks, InterfaceNames, Names, classifier},
     log::{self, LogThread},
     mapping::Mapping,
     pins::{KEPT_MAPS, PinError, Pins},
@@ -30,12 +30,9 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/netobs.bpf.o");
 
 const NAMES: Names = Names {
-    interface: PairNames {
-        filter: ["netobs_ingress", "netobs_egress"],
-        tcx: ["netobs_tcx_ingress", "netobs_tcx_egress"],
-    },
-    bridge: Some(PairNames {
-        filter: ["netobs_br_ingress", "netobs_br_egress"],
+    interface: InterfaceNames { filter: "netobs_filter", tcx: ["netobs_tcx_ingress", "netobs_tcx_egress"] },
+    bridge: Some(InterfaceNames {
+        filter: "netobs_br_filter",
         tcx: ["netobs_br_tcx_in", "netobs_br_tcx_out"],
     }),
     cgroup: ["netobs_cgroup_in", "netobs_cgroup_out"],
@@ -44,7 +41,7 @@ const NAMES: Names = Names {
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Interfaces and cgroups that can be attached at a time; each takes 1 KiB of kernel memory per
-    /// possible CPU. At most 65,535: filters carry the slot in 16 bits.
+    /// possible CPU. At most 32,767: a filter's class ID has 16 bits for slot and direction.
     pub max_interfaces: u32,
     pub mode: AttachMode,
     /// Flows that can be counted apart at a time, about; 0: no flows, and nothing of them in the programs.

@@ -5,18 +5,17 @@ use std::{
     fs::File,
     net::{IpAddr, Ipv6Addr},
     os::fd::BorrowedFd,
-    path::Path,
     sync::atomic::Ordering,
 };
 
-use netobs_common::{Counters, EGRESS, INGRESS, counter_index, events::kind};
+use netobs_common::{Counters, EGRESS, Hook, INGRESS, counter_index, events::kind};
 
 use super::{
     attachments::{Attach, AttachError, Attachments, Counted},
     events::{EventRing, Holders, monotonic_ns},
     flows::{self, Flow},
     object::{self, LoadError, Object, Options},
-    pins::{Pins, Record},
+    pins::{Claim, Pins, Record},
     resolvers::Resolvers,
     slots::Slots,
 };
@@ -65,8 +64,8 @@ impl Observer {
     ///
     /// # Errors
     /// As [`Self::load`]; and if the folder is not to be had.
-    pub fn load_pinned(options: Options, folder: &Path) -> Result<Self, LoadError> {
-        let pins = Pins::open(folder, options.max_interfaces, object::cpus()?)?;
+    pub fn load_pinned(options: Options, claim: Claim) -> Result<Self, LoadError> {
+        let pins = Pins::open(claim, options.max_interfaces, object::cpus()?)?;
         let observer = Self::load_with(options, Some(pins))?;
         if let Some(pins) = observer.attachments.pins() {
             pins.finish();
@@ -185,7 +184,7 @@ impl Observer {
     }
 
     fn block(&self, cpu: u32, slot: u32, direction: u32) -> &[std::sync::atomic::AtomicU64] {
-        let index = counter_index(cpu, self.attachments.capacity(), slot, direction) as usize;
+        let index = counter_index(cpu, self.attachments.capacity(), Hook::new(slot, direction)) as usize;
         self.object.counters.words(index * Counters::WORDS, Counters::WORDS)
     }
 

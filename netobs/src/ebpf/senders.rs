@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use netobs_common::{ANY_SENDER, DIRECTIONS, EGRESS, INGRESS, Sender, mac_word, sender_index};
+use netobs_common::{ANY_SENDER, DIRECTIONS, EGRESS, Hook, INGRESS, Sender, mac_word};
 
 use super::mapping::Mapping;
 use crate::model::{Count, Judged, Senders as Sample};
@@ -74,6 +74,6 @@ impl Senders {
     }
 
     fn cell(&self, slot: u32, direction: u32) -> &[AtomicU64] {
-        self.memory.words(sender_index(slot, direction) as usize * WORDS, WORDS)
+        self.memory.words(Hook::new(slot, direction).index() as usize * WORDS, WORDS)
     }
 }

@@ -13,15 +13,15 @@ use aya::{
     maps::{HashMap, MapData, RingBuf},
 };
 use netobs_common::{
-    DIRECTIONS,
-    trace::{TraceCounts, TraceHeader, trace_index},
+    DIRECTIONS, Hook,
+    trace::{TraceCounts, TraceHeader},
 };
 
 use super::{
     attach::AttachMode,
     attachments::{Attach, AttachError, Attachments, Counted},
     directory::Directory,
-    hooks::{Hooks, Names, PairNames},
+    hooks::{Hooks, InterfaceNames, Names},
     mapping::Mapping,
     object::{LoadError, map_array, take},
     slots::Slots,
@@ -35,10 +35,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/trace.bpf.o");
 
 const NAMES: Names = Names {
-    interface: PairNames {
-        filter: ["trace_ingress", "trace_egress"],
-        tcx: ["trace_tcx_ingress", "trace_tcx_egress"],
-    },
+    interface: InterfaceNames { filter: "trace_filter", tcx: ["trace_tcx_ingress", "trace_tcx_egress"] },
     bridge: None,
     cgroup: ["trace_cgroup_in", "trace_cgroup_out"],
 };
@@ -306,7 +303,7 @@ fn host(host: Option<(IpAddr, u8)>) -> (u32, [u16; 8], [u16; 8]) {
 }
 
 fn words(counts: &Mapping, slot: u32, direction: u32) -> &[std::sync::atomic::AtomicU64] {
-    counts.words(trace_index(slot, direction) as usize * TraceCounts::WORDS, TraceCounts::WORDS)
+    counts.words(Hook::new(slot, direction).index() as usize * TraceCounts::WORDS, TraceCounts::WORDS)
 }
 
 fn clear_slot(counts: &Mapping, slot: u32) {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bollard::models::{
-    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, EndpointSettings,
-    Network, PortMap,
+    ContainerInspectResponse, ContainerState as ApiState, ContainerStateStatusEnum, ContainerSummary,
+    ContainerSummaryStateEnum, EndpointSettings, Network, PortMap,
 };
 
 use super::libpod;
@@ -25,15 +25,9 @@ const BRIDGE_ID_LEN: usize = 12;
 pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<ContainerInfo> {
     let config = answer.config.unwrap_or_default();
     let settings = answer.network_settings.unwrap_or_default();
-    let networks = settings.networks.unwrap_or_default();
-    let mut endpoints: Vec<Endpoint> =
-        networks.into_iter().map(|(name, settings)| endpoint(name, settings)).collect();
-    endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+    let mut endpoints = endpoints(settings.networks.unwrap_or_default());
     let mut published = published(settings.ports.unwrap_or_default());
-    let network_mode = match answer.host_config.and_then(|config| config.network_mode).as_deref() {
-        Some("default") => "bridge".to_owned(),
-        mode => text(mode.unwrap_or_default()),
-    };
+    let network_mode = network_mode(answer.host_config.and_then(|config| config.network_mode).as_deref());
     // Podman repeats the owner's with each member of its namespace.
     if network_mode.starts_with("container:") {
         endpoints.clear();
@@ -53,6 +47,42 @@ pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<Conta
         endpoints,
         published,
     })
+}
+
+/// What `GET /containers/json` has of one: no process, no published ports.
+pub fn from_summary(engine: &str, answer: ContainerSummary) -> Option<ContainerInfo> {
+    use ContainerSummaryStateEnum as State;
+    let settings = answer.network_settings.unwrap_or_default();
+    let names = answer.names.unwrap_or_default();
+    let network_mode = network_mode(answer.host_config.and_then(|config| config.network_mode).as_deref());
+    let is_member = network_mode.starts_with("container:");
+    Some(ContainerInfo {
+        id: answer.id.filter(|id| !id.is_empty())?,
+        name: text(names.first().map_or("", String::as_str).trim_start_matches('/')),
+        image: text(answer.image.as_deref().unwrap_or_default()),
+        state: match answer.state {
+            Some(State::CREATED) => ContainerState::Created,
+            Some(State::RUNNING | State::STOPPING) => ContainerState::Running,
+            Some(State::PAUSED) => ContainerState::Paused,
+            Some(State::RESTARTING) => ContainerState::Restarting,
+            Some(State::REMOVING | State::EXITED) => ContainerState::Exited,
+            Some(State::DEAD) => ContainerState::Dead,
+            _ => ContainerState::Unknown,
+        },
+        engine: engine.to_owned(),
+        compose: compose(&answer.labels.unwrap_or_default()),
+        network_mode,
+        endpoints: if is_member { Vec::new() } else { endpoints(settings.networks.unwrap_or_default()) },
+        ..ContainerInfo::default()
+    })
+}
+
+/// Of `HostConfig`: a network's name, `host`, `none`, or `container:` and whose.
+fn network_mode(mode: Option<&str>) -> String {
+    match mode {
+        Some("default") => "bridge".to_owned(),
+        mode => text(mode.unwrap_or_default()),
+    }
 }
 
 /// `NetworkSettings.Ports`: `80/tcp` to where it is bound on the host, null where it is only exposed.
@@ -162,6 +192,14 @@ pub fn network(engine: &str, answer: Network) -> Option<NetworkInfo> {
     })
 }
 
+/// `NetworkSettings.Networks`
+fn endpoints(networks: HashMap<String, EndpointSettings>) -> Vec<Endpoint> {
+    let mut endpoints: Vec<Endpoint> =
+        networks.into_iter().map(|(name, settings)| endpoint(name, settings)).collect();
+    endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+    endpoints
+}
+
 fn endpoint(network: String, settings: EndpointSettings) -> Endpoint {
     let addresses = [settings.ip_address, settings.global_ipv6_address]
         .into_iter()
@@ -247,6 +285,21 @@ mod tests {
             published,
             [(Protocol::Tcp, 80, any("0.0.0.0")), (Protocol::Tcp, 80, any("::")), (Protocol::Udp, 53, None)]
         );
+    }
+
+    #[test]
+    fn a_container_in_a_list() {
+        let answer = serde_json::from_value(serde_json::json!({
+            "Id": "ab".repeat(32), "Names": ["/web", "/other/alias"], "Image": "nginx:1", "State": "running",
+            "Labels": {"com.docker.compose.project": "shop"}, "HostConfig": {"NetworkMode": "default"},
+            "NetworkSettings": {"Networks": {"a": {"NetworkID": "n1", "IPAddress": "172.18.0.3"}}}
+        }))
+        .expect("an answer");
+        let info = from_summary("docker", answer).expect("a container");
+        assert_eq!((info.name.as_str(), info.image.as_str(), info.pid), ("web", "nginx:1", None));
+        assert_eq!((info.state, info.network_mode.as_str()), (ContainerState::Running, "bridge"));
+        assert_eq!((info.endpoints.len(), info.endpoints[0].addresses.len()), (1, 1));
+        assert!(info.compose.is_some());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use bollard::{
     API_DEFAULT_VERSION, ClientVersion, Docker,
+    errors::Error,
     models::{ContainerInspectResponse, EventMessage, EventMessageTypeEnum},
     query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions},
 };
@@ -106,27 +107,38 @@ impl Follow for Follower {
             }
         };
         drop(listing);
-        let (networks, containers) = match listed {
+        let Listing { networks, containers, unanswered } = match listed {
             Ok(listed) => listed,
             Err(problem) => return self.reporter.disconnected(problem).await.map(|()| false),
         };
         self.reporter.connected(version).await?;
-        self.known = containers.iter().map(|info| (info.id.clone(), info.clone())).collect();
+        let mut inspections = Inspections::new(docker.clone());
+        let mut known: BTreeMap<_, _> = containers.into_iter().map(|info| (info.id.clone(), info)).collect();
+        for summary in unanswered {
+            inspections.failed.insert(summary.id.clone());
+            // What is known of it is more than what the list says.
+            let info = self.known.remove(&summary.id).unwrap_or(summary);
+            known.insert(info.id.clone(), info);
+        }
+        self.known = known;
         self.networks.clone_from(&networks);
         self.reporter.tell(Update::Networks { engine: engine.clone(), networks }).await?;
+        let containers = self.known.values().cloned().collect();
         self.reporter.tell(Update::Containers { engine, containers }).await?;
         let mut look_again = interval_at(Instant::now() + NETWORKS_PAUSE, NETWORKS_PAUSE);
-        let mut inspections = Inspections::new(docker.clone());
         for event in early {
             self.event(&docker, event, &mut inspections).await?;
         }
         let mut socket_checks = tokio::time::interval(SOCKET_PAUSE);
         loop {
             tokio::select! {
-                _ = socket_checks.tick() => if identity(&self.reporter.task.socket) != socket {
-                    self.reporter.disconnected("its socket was replaced".to_owned()).await?;
-                    return Ok(true);
-                },
+                _ = socket_checks.tick() => {
+                    if identity(&self.reporter.task.socket) != socket {
+                        self.reporter.disconnected("its socket was replaced".to_owned()).await?;
+                        return Ok(true);
+                    }
+                    inspections.ask_again();
+                }
                 Some((id, answer)) = inspections.next() => self.inspected(&docker, &id, answer).await?,
                 _ = look_again.tick(), if self.libpod.is_some() => self.list_networks(&docker).await?,
                 event = events.next() => match event {
@@ -284,10 +296,12 @@ impl Follower {
 /// happened to it meanwhile, so that no older answer comes after a newer one. Bounded by what the engine has.
 struct Inspections {
     docker: Docker,
-    running: FuturesUnordered<BoxFuture<'static, (String, Option<ContainerInspectResponse>)>>,
+    running: FuturesUnordered<BoxFuture<'static, (String, Answer)>>,
     asked: BTreeSet<String>,
     again: BTreeSet<String>,
     waiting: VecDeque<String>,
+    /// Could not be answered for.
+    failed: BTreeSet<String>,
 }
 
 impl Inspections {
@@ -298,6 +312,7 @@ impl Inspections {
             asked: BTreeSet::new(),
             again: BTreeSet::new(),
             waiting: VecDeque::new(),
+            failed: BTreeSet::new(),
         }
     }
 
@@ -313,7 +328,15 @@ impl Inspections {
     /// Its answer is not wanted any more.
     fn forget(&mut self, id: &str) {
         self.again.remove(id);
+        self.failed.remove(id);
         self.waiting.retain(|waiting| waiting != id);
+    }
+
+    /// For what could not be answered.
+    fn ask_again(&mut self) {
+        for id in std::mem::take(&mut self.failed) {
+            self.ask(id);
+        }
     }
 
     fn start(&mut self) {
@@ -323,8 +346,8 @@ impl Inspections {
             self.asked.insert(id.clone());
             let docker = self.docker.clone();
             self.running.push(Box::pin(async move {
-                let answer = docker.inspect_container(&id, None::<InspectContainerOptions>).await;
-                (id, answer.ok())
+                let answer = inspect(&docker, &id).await;
+                (id, answer)
             }));
         }
     }
@@ -335,9 +358,12 @@ impl Inspections {
         self.asked.remove(&id);
         if self.again.remove(&id) {
             self.waiting.push_back(id.clone());
+        } else if matches!(answer, Answer::Failed) {
+            self.failed.insert(id.clone());
         }
         self.start();
-        Some((id, answer))
+        let Answer::Is(answer) = answer else { return Some((id, None)) };
+        Some((id, Some(*answer)))
     }
 }
 
@@ -357,27 +383,56 @@ pub(super) fn identity(socket: &Path) -> Option<(u64, u64, SystemTime)> {
     Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?))
 }
 
-/// All networks and all containers, stopped ones included.
-async fn list(
-    engine: &str,
-    docker: &Docker,
-    libpod: Option<&Libpod>,
-) -> Result<(Vec<NetworkInfo>, Vec<ContainerInfo>), String> {
+/// What an engine says of a container.
+enum Answer {
+    Is(Box<ContainerInspectResponse>),
+    /// There is none any more.
+    Gone,
+    /// It did not answer, or could not: the container may be there.
+    Failed,
+}
+
+async fn inspect(docker: &Docker, id: &str) -> Answer {
+    match docker.inspect_container(id, None::<InspectContainerOptions>).await {
+        Ok(answer) => Answer::Is(Box::new(answer)),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Answer::Gone,
+        Err(error) => {
+            tracing::debug!(%error, id, "inspect a container");
+            Answer::Failed
+        }
+    }
+}
+
+/// What an engine has, stopped containers included.
+struct Listing {
+    networks: Vec<NetworkInfo>,
+    containers: Vec<ContainerInfo>,
+    /// Could not be asked for by themselves; as the list has them.
+    unanswered: Vec<ContainerInfo>,
+}
+
+async fn list(engine: &str, docker: &Docker, libpod: Option<&Libpod>) -> Result<Listing, String> {
     let networks = networks(engine, docker, libpod).await?;
     let all = ListContainersOptions { all: true, ..ListContainersOptions::default() };
-    let ids = docker.list_containers(Some(all)).await.map_err(|error| error.to_string())?;
-    let ids = ids.into_iter().filter_map(|container| container.id);
-    let mut containers: Vec<ContainerInfo> = stream::iter(ids)
-        .map(|id| async move { docker.inspect_container(&id, None::<InspectContainerOptions>).await })
-        .buffer_unordered(INSPECT_AT_ONCE)
-        // One that was removed since it was listed is not there any more.
-        .filter_map(|answer| async move { convert::container(engine, answer.ok()?) })
-        .collect()
-        .await;
+    let all = docker.list_containers(Some(all)).await.map_err(|error| error.to_string())?;
+    let summaries = all.into_iter().filter_map(|container| convert::from_summary(engine, container));
+    let mut answers = stream::iter(summaries)
+        .map(|summary| async move { (inspect(docker, &summary.id).await, summary) })
+        .buffer_unordered(INSPECT_AT_ONCE);
+    let (mut containers, mut unanswered) = (Vec::new(), Vec::new());
+    while let Some((answer, summary)) = answers.next().await {
+        match answer {
+            Answer::Is(answer) => containers.extend(convert::container(engine, *answer)),
+            // Removed since it was listed.
+            Answer::Gone => {}
+            Answer::Failed => unanswered.push(summary),
+        }
+    }
+    drop(answers);
     for info in &mut containers {
         convert::find_networks(info, &networks);
     }
-    Ok((networks, containers))
+    Ok(Listing { networks, containers, unanswered })
 }
 
 async fn networks(
