@@ -29,6 +29,9 @@ pub const fn iface_cell(ifindex: u32, slot: u32) -> u64 {
 pub struct Hook(u32);
 
 impl Hook {
+    /// Slots that there can be, so that a class ID fits into the 16 bits that the kernel hands over.
+    pub const SLOTS: u32 = 32_767;
+
     /// `direction` is [`INGRESS`] or [`EGRESS`].
     pub const fn new(slot: u32, direction: u32) -> Self {
         Self(slot * DIRECTIONS + direction)
@@ -298,6 +301,7 @@ const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowCell>() == 64)
 const _: () = assert!(size_of::<FlowOwner>() == 56 && size_of::<OverflowFlow>() == 104);
 const _: () = assert!(size_of::<Counters>() == 512 && align_of::<Counters>() == 8);
 const _: () = assert!(size_of::<Sender>() == 32);
+const _: () = assert!(Hook::new(Hook::SLOTS - 1, EGRESS).class_id() <= u16::MAX as u32);
 const _: () = assert!(IFACE_CELLS.is_power_of_two());
 
 pub mod drops;

@@ -49,6 +49,9 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         Err(PinError::Locked(folder)) => {
             writeln!(out, "left: what the agent that runs has pinned in {folder}")?
         }
+        Err(error @ PinError::Claimed(_)) => {
+            writeln!(out, "left: what is pinned in {}: {error}", args.pin_folder.display())?
+        }
         Err(error) => {
             writeln!(out, "could not remove pins: {error}")?;
             done.failed += 1;

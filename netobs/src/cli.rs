@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use netobs_common::Hook;
 
 use crate::ebpf::{AttachMode, pins::PIN_FOLDER};
 
@@ -63,7 +64,7 @@ pub struct FindArgs {
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
     /// Interfaces and cgroups that can be observed at a time; each takes 1 KiB of kernel memory per CPU
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=32767))]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=i64::from(Hook::SLOTS)))]
     pub max_interfaces: u32,
 }
 
@@ -595,6 +596,14 @@ mod tests {
         for wrong in ["0", "0s", "49ms", "-1", "abc", ""] {
             assert!(interval(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn as_many_interfaces_as_class_ids() {
+        let parsed = |most: u32| {
+            Cli::try_parse_from(["netobs", "agent", "--max-interfaces", &most.to_string()]).is_ok()
+        };
+        assert!(parsed(1) && parsed(Hook::SLOTS) && !parsed(0) && !parsed(Hook::SLOTS + 1));
     }
 
     #[test]

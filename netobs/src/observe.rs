@@ -22,7 +22,7 @@ use crate::{
         kubernetes,
     },
     doctor,
-    ebpf::{EventOptions, Observer, Options, drops::DropOptions, pins, tcp::TcpOptions},
+    ebpf::{EventOptions, Observer, Options, drops::DropOptions, tcp::TcpOptions},
     model::{Looked, flow::FlowOptions},
     privileges,
 };
@@ -92,7 +92,7 @@ pub fn start(
     demo: Option<World>,
     drops: Option<DropOptions>,
     events: Option<&EventsArgs>,
-    pin: Option<pins::Claim>,
+    pin_folder: Option<&Path>,
 ) -> anyhow::Result<Agent> {
     require()?;
     let events =
@@ -104,8 +104,8 @@ pub fn start(
         events,
         log: args.log_programs,
     };
-    let mut observer = match pin {
-        Some(claim) => Observer::load_pinned(options, claim)?,
+    let mut observer = match pin_folder {
+        Some(folder) => Observer::load_pinned(options, folder)?,
         None => Observer::load(options)?,
     };
     let config = Config {

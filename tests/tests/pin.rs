@@ -2,16 +2,7 @@
 
 use std::{
     net::UdpSocket,
-    os::{
-        fd::OwnedFd,
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::PermissionsExt as _,
-            net::{SocketAddr, UnixDatagram},
-            process::CommandExt as _,
-        },
-    },
-    process::Command,
+    os::unix::fs::PermissionsExt as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +13,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options, pins::Claim},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -30,7 +21,7 @@ use netobs_tests::{
     bpffs::Bpffs,
     http,
     kernel::{self, attach_modes},
-    netns::{BRIDGE, Netns, World, die_with_parent},
+    netns::{BRIDGE, Netns, World},
     pretend::Pretend,
     program::{self, LIMIT, number},
     test_run, wait_for,
@@ -291,8 +282,7 @@ fn what_was_attached_without_a_record_leaves_nothing() {
             // As many interfaces as the agent has room for.
             let options =
                 Options { max_interfaces: 1024, mode: attach_mode, max_flows: 1024, events, log: false };
-            let claim = Claim::to(&folder).expect("nobody else has it");
-            let mut observer = Observer::load_pinned(options, claim).expect("load");
+            let mut observer = Observer::load_pinned(options, &folder).expect("load");
             let gone: Vec<String> = (0..GONE).map(|n| format!("gone{n}")).collect();
             // Last in slots that the agent has no reason to give to the same.
             for (key, name) in (0..).zip(gone.iter().map(String::as_str).chain(["veth0", BRIDGE])) {
@@ -318,35 +308,6 @@ fn what_was_attached_without_a_record_leaves_nothing() {
     }
 }
 
-/// Anybody can take the name by which agents know of each other. Who could not have attached anything is none.
-#[test]
-fn who_has_no_rights_keeps_nobody_from_pinning() {
-    let (world, bpffs) = (World::new(1), Bpffs::new());
-    let host = &world.host;
-    for (uid, is_refused) in [(0, true), (65534, false)] {
-        let name = host.run(|| {
-            let name = SocketAddr::from_abstract_name("netobs/filters/16777215").expect("a name");
-            UnixDatagram::bind_addr(&name).expect("nobody else has it")
-        });
-        let mut command = Command::new("sleep");
-        command.arg("1000").stdin(OwnedFd::from(name)).uid(uid);
-        let mut holder = die_with_parent(&mut command).spawn().expect("start sleep");
-        // It alone has the socket now.
-        drop(command);
-        if is_refused {
-            let said = bpffs.refused(host, &[]);
-            assert!(said.contains("another netobs agent runs with --pin"), "{said}");
-        } else {
-            let agent = bpffs.agent(host, "auto");
-            interface(host, "veth0");
-            drop(agent);
-        }
-        holder.kill().expect("end it");
-        holder.wait().expect("it ends");
-    }
-    bpffs.cleanup(host, &[]);
-}
-
 #[test]
 fn what_does_not_fit_is_refused() {
     let (world, bpffs) = (World::new(1), Bpffs::new());
@@ -358,7 +319,10 @@ fn what_does_not_fit_is_refused() {
     // In another folder as well: they would have each other's filters.
     let other = Bpffs::new();
     let said = other.refused(host, &[]);
-    assert!(said.contains("another netobs agent runs with --pin"), "{said}");
+    assert!(said.contains("@netobs/filters/") && said.contains("agents with --pin"), "{said}");
+    std::fs::create_dir(other.folder()).expect("make it");
+    let said = other.cleanup(host, &[]);
+    assert!(said.contains("left: what is pinned in") && !said.contains("removed filter"), "{said}");
     let before = number(&interface(host, "veth0"), "rx.packets");
     agent.kill();
     let said = bpffs.refused(host, &["--max-interfaces", "7"]);

@@ -221,7 +221,7 @@ fn both_ends_connect() {
         });
         let tcp = until(&watch, world.name(0), |tcp| measured(tcp, "client_handshake").0 == 1);
         assert_eq!((established(&tcp), accepted(&tcp)), (1, 0), "{tcp}");
-        // It is over, and the next socket may be at the same address.
+        // Accepting is told from that.
         let server = echo(world.netns(0), address(0, 5000), 1);
         world.netns(1).run(|| exchange(&mut TcpStream::connect(address(0, 5000)).expect("connect")));
         server.join().expect("the server");

@@ -28,7 +28,7 @@ pub static COUNTS_0: HashMap<TcpKey, TcpCount> = HashMap::with_max_entries(1, 0)
 pub static COUNTS_1: HashMap<TcpKey, TcpCount> = HashMap::with_max_entries(1, 0);
 
 /// When sockets that wait for a SYN-ACK began, `CLOCK_MONOTONIC` in ns, and in the uppermost bit whether they got a SYN
-/// instead; by address. Removed when they leave that state, which every one does. When it is full, a connect's duration is not known: `lost_start`.
+/// instead; by address. Removed when they leave these states, unless that run is left out. When it is full, a connect's duration is not known: `lost_start`.
 #[map]
 pub static STARTS: HashMap<u64, u64> = HashMap::with_max_entries(1, 0);
 

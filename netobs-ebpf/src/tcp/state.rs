@@ -27,7 +27,7 @@ const ECONNREFUSED: u32 = 111;
 #[inline(always)]
 pub fn changes(socket: Socket, from: u32, to: u32) {
     if from == tcp_state::SYN_SENT && to == tcp_state::SYN_RECV {
-        return is_met(socket);
+        return meets(socket);
     }
     let is_told = match to {
         tcp_state::SYN_SENT => true,
@@ -69,7 +69,7 @@ fn begins(socket: Socket) {
 const MET: u64 = 1 << 63;
 
 #[inline(always)]
-fn is_met(socket: Socket) {
+fn meets(socket: Socket) {
     if let Some(start) = maps::STARTS.get_ptr_mut(socket.0) {
         // SAFETY: nobody else writes the entry of a socket whose state is just being changed.
         unsafe { *start |= MET };

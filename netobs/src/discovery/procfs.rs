@@ -59,22 +59,50 @@ pub fn v2_cgroup(proc_root: &Path, pid: u32, container_id: &str) -> io::Result<P
 /// # Errors
 /// If the process is gone, or `proc_root` cannot be listed.
 pub fn within_container(proc_root: &Path, pid: u32) -> io::Result<Vec<u32>> {
-    let cgroup = |pid: u32| fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup"));
-    let text = cgroup(pid)?;
+    let text = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup"))?;
     let Some(container) = cgroup::container_id(&text) else { return Ok(Vec::new()) };
+    let processes = match v2_cgroup(proc_root, pid, container) {
+        Ok(folder) => {
+            let mut found = Vec::new();
+            processes_below(&folder, &mut found)?;
+            found
+        }
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => processes_of(proc_root, container)?,
+        Err(error) => return Err(error),
+    };
     let [own, host] = [pid, std::process::id()].map(|pid| netns_identity(proc_root, pid));
     let mut seen = BTreeSet::from([own?, host?]);
+    let in_another = |pid: &u32| netns_identity(proc_root, *pid).is_ok_and(|identity| seen.insert(identity));
+    Ok(processes.into_iter().filter(in_another).collect())
+}
+
+/// Of a cgroup of the v2 tree and those below.
+fn processes_below(folder: &Path, found: &mut Vec<u32>) -> io::Result<()> {
+    // One of threads does not say.
+    let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    found.extend(processes.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            match processes_below(&entry.path(), found) {
+                // Gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All of a container, where the v2 tree does not tell them: a look at every process.
+fn processes_of(proc_root: &Path, container: &str) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(proc_root)? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        // Nearly all are in one that has been seen.
-        let Ok(identity) = netns_identity(proc_root, pid) else { continue };
-        if !seen.contains(&identity)
-            && cgroup(pid).is_ok_and(|text| cgroup::container_id(&text) == Some(container))
-        {
-            seen.insert(identity);
+        let text = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup")).unwrap_or_default();
+        if cgroup::container_id(&text) == Some(container) {
             found.push(pid);
         }
     }
@@ -198,6 +226,46 @@ mod tests {
             of(&format!("{v1}{v2}"), &both)?,
             Ok(PathBuf::from(format!("/sys/fs/cgroup/unified/docker/{id}")))
         );
+        Ok(())
+    }
+
+    /// One process of each namespace that a container's are in beside its own, by the v2 tree and without one.
+    #[test]
+    fn what_is_within_a_container() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let (id, other) = ("a".repeat(64), "b".repeat(64));
+        let own = std::process::id();
+        let process = |pid: u32, cgroup: &str, namespace: &str| -> io::Result<()> {
+            let folder = root.path().join(pid.to_string());
+            fs::create_dir_all(folder.join("ns"))?;
+            fs::write(folder.join("cgroup"), format!("0::{cgroup}\n"))?;
+            let file = root.path().join(namespace);
+            fs::OpenOptions::new().append(true).create(true).open(&file)?;
+            fs::hard_link(file, folder.join("ns/net"))?;
+            let tree = root.path().join("tree").join(cgroup.trim_start_matches('/'));
+            fs::create_dir_all(&tree)?;
+            let procs = tree.join("cgroup.procs");
+            let before = fs::read_to_string(&procs).unwrap_or_default();
+            fs::write(procs, format!("{before}{pid}\n"))
+        };
+        let (node, pod) = (format!("/docker/{id}"), format!("/docker/{id}/kubelet/{other}"));
+        process(own, "/init.scope", "host")?;
+        process(1_000_020, &node, "node")?;
+        process(1_000_021, &format!("{node}/init.scope"), "node")?;
+        process(1_000_030, &pod, "pod")?;
+        process(1_000_031, &pod, "pod")?;
+        process(1_000_032, &pod, "host")?;
+        process(1_000_040, &format!("/docker/{other}"), "other")?;
+        fs::create_dir(root.path().join("self"))?;
+        let tree = root.path().join("tree");
+        for mounts in [format!("35 25 0:31 / {} rw - cgroup2 cgroup2 rw\n", tree.display()), String::new()] {
+            fs::write(root.path().join("self/mountinfo"), &mounts)?;
+            let found = within_container(root.path(), 1_000_020)?;
+            assert!(matches!(found[..], [1_000_030 | 1_000_031]), "{mounts}: {found:?}");
+            assert_eq!(within_container(root.path(), 1_000_040)?, [0_u32; 0], "{mounts}");
+            assert_eq!(within_container(root.path(), own)?, [0_u32; 0], "{mounts}");
+        }
+        assert!(within_container(root.path(), 5).is_err(), "there is none");
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use super::{
     object::{LoadError, take},
 };
 
-/// Names of an object's programs, ingress then egress.
+/// Names of an object's programs; of a pair the first is for ingress.
 pub struct Names {
     pub interface: InterfaceNames,
     /// None: as of any other interface.

@@ -41,7 +41,7 @@ const NAMES: Names = Names {
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Interfaces and cgroups that can be attached at a time; each takes 1 KiB of kernel memory per
-    /// possible CPU. At most 32,767: a filter's class ID has 16 bits for slot and direction.
+    /// possible CPU. At most [`netobs_common::Hook::SLOTS`].
     pub max_interfaces: u32,
     pub mode: AttachMode,
     /// Flows that can be counted apart at a time, about; 0: no flows, and nothing of them in the programs.

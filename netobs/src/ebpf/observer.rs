@@ -5,6 +5,7 @@ use std::{
     fs::File,
     net::{IpAddr, Ipv6Addr},
     os::fd::BorrowedFd,
+    path::Path,
     sync::atomic::Ordering,
 };
 
@@ -15,7 +16,7 @@ use super::{
     events::{EventRing, Holders, monotonic_ns},
     flows::{self, Flow},
     object::{self, LoadError, Object, Options},
-    pins::{Claim, Pins, Record},
+    pins::{Pins, Record},
     resolvers::Resolvers,
     slots::Slots,
 };
@@ -64,8 +65,8 @@ impl Observer {
     ///
     /// # Errors
     /// As [`Self::load`]; and if the folder is not to be had.
-    pub fn load_pinned(options: Options, claim: Claim) -> Result<Self, LoadError> {
-        let pins = Pins::open(claim, options.max_interfaces, object::cpus()?)?;
+    pub fn load_pinned(options: Options, folder: &Path) -> Result<Self, LoadError> {
+        let pins = Pins::open(folder, options.max_interfaces, object::cpus()?)?;
         let observer = Self::load_with(options, Some(pins))?;
         if let Some(pins) = observer.attachments.pins() {
             pins.finish();

@@ -11,7 +11,6 @@ use std::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram},
     },
-    path::Path,
     sync::OnceLock,
 };
 
@@ -37,32 +36,12 @@ pub fn handle() -> u32 {
     OWNER.get_or_init(claim).handle
 }
 
-/// The pinned filters of this network namespace are this process's, as long as it has this.
-#[derive(Debug)]
-pub struct PinnedClaim {
-    /// None: somebody keeps the name that cannot have attached anything.
-    _socket: Option<OwnedFd>,
-}
-
 /// Claims the pinned filters of this network namespace.
 ///
 /// # Errors
 /// `AddrInUse` if another agent has.
-pub fn claim_pinned() -> io::Result<PinnedClaim> {
-    let error = match UnixDatagram::bind_addr(&name(PINNED)?) {
-        Ok(socket) => return Ok(PinnedClaim { _socket: Some(socket.into()) }),
-        Err(error) => error,
-    };
-    match idle_holder(PINNED) {
-        Some(pid) if error.kind() == io::ErrorKind::AddrInUse => {
-            tracing::warn!(
-                pid,
-                "a process that can attach nothing keeps netobs from claiming its pinned filters"
-            );
-            Ok(PinnedClaim { _socket: None })
-        }
-        _ => Err(error),
-    }
+pub fn claim_pinned() -> io::Result<OwnedFd> {
+    Ok(UnixDatagram::bind_addr(&name(PINNED)?)?.into())
 }
 
 fn claim() -> Owner {
@@ -110,52 +89,17 @@ pub fn is_claimed(handle: u32) -> bool {
     connected.map_or_else(|error| error.kind() != io::ErrorKind::ConnectionRefused, |()| true)
 }
 
-/// A process that has claimed a number, as anybody can; where it, and all others that have the same claim, are seen and
-/// none of them could have attached a filter.
-fn idle_holder(handle: u32) -> Option<u32> {
-    // Num RefCount Protocol Flags Type St Inode Path (proc(5)), of the thread's network namespace.
-    let sockets = std::fs::read_to_string("/proc/thread-self/net/unix").ok()?;
-    let path = format!("@{}", name_text(handle));
-    let line = sockets.lines().find(|line| line.split_whitespace().nth(7) == Some(&path))?;
-    let socket = format!("socket:[{}]", line.split_whitespace().nth(6)?);
-    let mut found = None;
-    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let descriptors = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
-        let is_holder = |descriptor: std::fs::DirEntry| {
-            std::fs::read_link(descriptor.path()).is_ok_and(|target| target.as_os_str() == socket.as_str())
-        };
-        if descriptors.into_iter().any(is_holder) {
-            if may_attach(&entry.path()) {
-                return None;
-            }
-            found = Some(pid);
-        }
-    }
-    found
-}
-
-/// Whether a process may change filters, or that cannot be told.
-fn may_attach(process: &Path) -> bool {
-    let same = |link: &str| {
-        std::fs::read_link(process.join(link)).ok()
-            == std::fs::read_link(Path::new("/proc/self").join(link)).ok()
-    };
-    let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
-    effective.is_none_or(|effective| effective & CAP_NET_ADMIN != 0 && same("ns/user"))
-}
-
-/// linux/capability.h, as a bit.
-const CAP_NET_ADMIN: u64 = 1 << 12;
-
 fn name(handle: u32) -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(name_text(handle))
+    SocketAddr::from_abstract_name(text(handle))
 }
 
-fn name_text(handle: u32) -> String {
+fn text(handle: u32) -> String {
     format!("netobs/filters/{handle}")
+}
+
+/// What the claim to pinned filters is called.
+pub fn pinned_name() -> String {
+    text(PINNED)
 }
 
 #[cfg(test)]

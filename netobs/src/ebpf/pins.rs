@@ -42,6 +42,10 @@ pub enum PinError {
     NoBpffs(PathBuf),
     #[error("another netobs agent runs with --pin {0}; there can be one")]
     Locked(String),
+    #[error(
+        "another process has the name @{0} of this network namespace, by which agents with --pin know of each other; there can be one, and `ss --unix --listening --processes` may say who it is"
+    )]
+    Claimed(String),
     #[error("pinned in {} by netobs {by}, which is newer than this one; start that, or give its counters up by `netobs cleanup`", .folder.display())]
     Newer { folder: PathBuf, by: String },
     #[error("what is pinned in {} is of another form (ABI {found}, this netobs has {}); start the netobs that made it, or give its counters up by `netobs cleanup`", .folder.display(), ABI_VERSION)]
@@ -99,33 +103,16 @@ pub struct Pins {
 #[derive(Debug)]
 pub struct Lock {
     _folder: Flock<File>,
-    _filters: owner::PinnedClaim,
+    _claim: OwnedFd,
 }
 
-/// A folder that is to be pinned in, and the claim to the pinned filters of the network namespace.
-#[derive(Debug)]
-pub struct Claim {
-    folder: PathBuf,
-    filters: owner::PinnedClaim,
-}
-
-impl Claim {
-    /// Best with all privileges that there are: whose a claim of another process is can be seen with
-    /// `CAP_DAC_READ_SEARCH` only, if it is another user's.
-    ///
-    /// # Errors
-    /// [`PinError::Locked`] if another agent has the claim, whatever its folder.
-    pub fn to(folder: &Path) -> Result<Self, PinError> {
-        let filters = owner::claim_pinned().map_err(|_| PinError::Locked(folder.display().to_string()))?;
-        Ok(Self { folder: folder.to_owned(), filters })
-    }
-
-    fn lock(self) -> Result<Lock, PinError> {
-        let Self { folder, filters } = self;
-        let file = File::open(&folder).map_err(|source| failed(&folder, source))?;
-        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| PinError::Locked(folder.display().to_string()))?;
-        Ok(Lock { _folder: locked, _filters: filters })
+impl Lock {
+    fn take(folder: &Path) -> Result<Self, PinError> {
+        let held = || PinError::Locked(folder.display().to_string());
+        let file = File::open(folder).map_err(|source| failed(folder, source))?;
+        let folder = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| held())?;
+        let claim = owner::claim_pinned().map_err(|_| PinError::Claimed(owner::pinned_name()))?;
+        Ok(Self { _folder: folder, _claim: claim })
     }
 }
 
@@ -134,16 +121,14 @@ impl Pins {
     ///
     /// # Errors
     /// Says what is in the way, and what to do.
-    pub fn open(claim: Claim, max_interfaces: u32, cpus: u32) -> Result<Self, PinError> {
-        let folder = claim.folder.clone();
-        let folder = folder.as_path();
+    pub fn open(folder: &Path, max_interfaces: u32, cpus: u32) -> Result<Self, PinError> {
         let parent = folder.parent().unwrap_or(folder);
         let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
         if !is_bpffs(folder) && !is_bpffs(parent) {
             return Err(PinError::NoBpffs(folder.to_owned()));
         }
         make_folder(folder)?;
-        let lock = claim.lock()?;
+        let lock = Lock::take(folder)?;
         let path = folder.join(STATE);
         let mut found = match get(&path) {
             Ok(map) => Some(map),
@@ -282,12 +267,12 @@ impl Pins {
 /// Gives up all that is pinned in a folder; what it was. None: nothing is there.
 ///
 /// # Errors
-/// [`PinError::Locked`] while an agent has it.
+/// [`PinError::Locked`] or [`PinError::Claimed`] while an agent has it.
 pub fn remove(folder: &Path, dry_run: bool) -> Result<Option<(Lock, Vec<PathBuf>)>, PinError> {
     if !folder.exists() {
         return Ok(None);
     }
-    let lock = Claim::to(folder)?.lock()?;
+    let lock = Lock::take(folder)?;
     let mut found = files(&folder.join(LINKS));
     found.extend(files(folder).into_iter().filter(|path| !path.ends_with(LINKS)));
     if !dry_run {
@@ -473,8 +458,7 @@ mod tests {
     #[test]
     fn a_folder_elsewhere_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
-        let claim = Claim::to(&folder.path().join("netobs"));
-        let refused = claim.and_then(|claim| Pins::open(claim, 4, 1));
+        let refused = Pins::open(&folder.path().join("netobs"), 4, 1);
         let said = refused.map(drop).map_err(|error| error.to_string()).expect_err("no bpffs");
         assert!(said.contains("mount -t bpf bpffs /sys/fs/bpf"), "{said}");
     }

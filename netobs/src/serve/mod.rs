@@ -238,11 +238,10 @@ async fn run_inside(args: &AgentArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("listen on {}; --listen takes another address", args.listen))?;
     let mut ending = observe::Ending::new()?;
     let drops = (!args.no_drops).then(|| observe::drop_options(&args.drops, false));
-    let pin_folder = args.pin.then_some(args.pin_folder.as_path());
-    let pin = pin_folder.map(pins::Claim::to).transpose()?;
     observe::keep_needed_privileges(&args.observe, &web.files())?;
+    let pin_folder = args.pin.then_some(args.pin_folder.as_path());
     let started = SystemTime::now();
-    let mut agent = observe::start(&args.observe, None, drops, Some(&args.events), pin)?;
+    let mut agent = observe::start(&args.observe, None, drops, Some(&args.events), pin_folder)?;
     observe::look_at_tcp(&mut agent, &args.tcp, &args.observe, &args.drops.btf);
     let address = listener.local_addr()?;
     let settings = web.settings();

@@ -49,16 +49,18 @@ pub fn container(engine: &str, answer: ContainerInspectResponse) -> Option<Conta
     })
 }
 
-/// What `GET /containers/json` has of one: no process, no published ports.
+/// What `GET /containers/json` says of one: not its process. Published ports are left to the answer for itself.
 pub fn from_summary(engine: &str, answer: ContainerSummary) -> Option<ContainerInfo> {
     use ContainerSummaryStateEnum as State;
     let settings = answer.network_settings.unwrap_or_default();
     let names = answer.names.unwrap_or_default();
+    let names: Vec<&str> = names.iter().map(|name| name.trim_start_matches('/')).collect();
     let network_mode = network_mode(answer.host_config.and_then(|config| config.network_mode).as_deref());
     let is_member = network_mode.starts_with("container:");
     Some(ContainerInfo {
         id: answer.id.filter(|id| !id.is_empty())?,
-        name: text(names.first().map_or("", String::as_str).trim_start_matches('/')),
+        // Beside its own it has one for each link to it: `/other/alias`.
+        name: text(names.into_iter().find(|name| !name.contains('/')).unwrap_or_default()),
         image: text(answer.image.as_deref().unwrap_or_default()),
         state: match answer.state {
             Some(State::CREATED) => ContainerState::Created,
@@ -75,6 +77,19 @@ pub fn from_summary(engine: &str, answer: ContainerSummary) -> Option<ContainerI
         endpoints: if is_member { Vec::new() } else { endpoints(settings.networks.unwrap_or_default()) },
         ..ContainerInfo::default()
     })
+}
+
+/// A container in a list, with what else was known of it.
+pub fn listed(summary: ContainerInfo, known: Option<ContainerInfo>) -> ContainerInfo {
+    let Some(known) = known else { return summary };
+    ContainerInfo {
+        // Of one that has begun or ended since it is another.
+        pid: known.pid.filter(|_| known.state == summary.state),
+        name: summary.name,
+        state: summary.state,
+        endpoints: if summary.endpoints.is_empty() { known.endpoints } else { summary.endpoints },
+        ..known
+    }
 }
 
 /// Of `HostConfig`: a network's name, `host`, `none`, or `container:` and whose.
@@ -290,7 +305,7 @@ mod tests {
     #[test]
     fn a_container_in_a_list() {
         let answer = serde_json::from_value(serde_json::json!({
-            "Id": "ab".repeat(32), "Names": ["/web", "/other/alias"], "Image": "nginx:1", "State": "running",
+            "Id": "ab".repeat(32), "Names": ["/other/alias", "/web"], "Image": "nginx:1", "State": "running",
             "Labels": {"com.docker.compose.project": "shop"}, "HostConfig": {"NetworkMode": "default"},
             "NetworkSettings": {"Networks": {"a": {"NetworkID": "n1", "IPAddress": "172.18.0.3"}}}
         }))
@@ -300,6 +315,24 @@ mod tests {
         assert_eq!((info.state, info.network_mode.as_str()), (ContainerState::Running, "bridge"));
         assert_eq!((info.endpoints.len(), info.endpoints[0].addresses.len()), (1, 1));
         assert!(info.compose.is_some());
+
+        let before = ContainerInfo {
+            name: "old".into(),
+            pid: Some(7),
+            published: vec![PublishedPort {
+                protocol: Protocol::Tcp,
+                container_port: 80,
+                host_address: None,
+                host_port: 8080,
+            }],
+            ..info.clone()
+        };
+        let now = listed(info.clone(), Some(before.clone()));
+        assert_eq!((now.name.as_str(), now.pid, now.published.len()), ("web", Some(7), 1));
+        let ended = ContainerInfo { state: ContainerState::Exited, ..info.clone() };
+        let now = listed(ended, Some(before));
+        assert_eq!((now.state, now.pid, now.published.len()), (ContainerState::Exited, None, 1));
+        assert_eq!(listed(info.clone(), None), info);
     }
 
     #[test]

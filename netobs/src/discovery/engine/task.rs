@@ -115,9 +115,9 @@ impl Follow for Follower {
         let mut inspections = Inspections::new(docker.clone());
         let mut known: BTreeMap<_, _> = containers.into_iter().map(|info| (info.id.clone(), info)).collect();
         for summary in unanswered {
-            inspections.failed.insert(summary.id.clone());
-            // What is known of it is more than what the list says.
-            let info = self.known.remove(&summary.id).unwrap_or(summary);
+            inspections.failed.push_back(summary.id.clone());
+            let known_before = self.known.remove(&summary.id);
+            let info = convert::listed(summary, known_before);
             known.insert(info.id.clone(), info);
         }
         self.known = known;
@@ -300,8 +300,8 @@ struct Inspections {
     asked: BTreeSet<String>,
     again: BTreeSet<String>,
     waiting: VecDeque<String>,
-    /// Could not be answered for.
-    failed: BTreeSet<String>,
+    /// Could not be answered for, those of longest ago first.
+    failed: VecDeque<String>,
 }
 
 impl Inspections {
@@ -312,7 +312,7 @@ impl Inspections {
             asked: BTreeSet::new(),
             again: BTreeSet::new(),
             waiting: VecDeque::new(),
-            failed: BTreeSet::new(),
+            failed: VecDeque::new(),
         }
     }
 
@@ -328,13 +328,15 @@ impl Inspections {
     /// Its answer is not wanted any more.
     fn forget(&mut self, id: &str) {
         self.again.remove(id);
-        self.failed.remove(id);
+        self.failed.retain(|failed| failed != id);
         self.waiting.retain(|waiting| waiting != id);
     }
 
-    /// For what could not be answered.
+    /// For some of those that could not be answered for; there is room for others beside them.
     fn ask_again(&mut self) {
-        for id in std::mem::take(&mut self.failed) {
+        while self.running.len() < INSPECT_AT_ONCE / 2
+            && let Some(id) = self.failed.pop_front()
+        {
             self.ask(id);
         }
     }
@@ -359,7 +361,7 @@ impl Inspections {
         if self.again.remove(&id) {
             self.waiting.push_back(id.clone());
         } else if matches!(answer, Answer::Failed) {
-            self.failed.insert(id.clone());
+            self.failed.push_back(id.clone());
         }
         self.start();
         let Answer::Is(answer) = answer else { return Some((id, None)) };
@@ -416,6 +418,7 @@ async fn list(engine: &str, docker: &Docker, libpod: Option<&Libpod>) -> Result<
     let all = ListContainersOptions { all: true, ..ListContainersOptions::default() };
     let all = docker.list_containers(Some(all)).await.map_err(|error| error.to_string())?;
     let summaries = all.into_iter().filter_map(|container| convert::from_summary(engine, container));
+    let is_podman = libpod.is_some();
     let mut answers = stream::iter(summaries)
         .map(|summary| async move { (inspect(docker, &summary.id).await, summary) })
         .buffer_unordered(INSPECT_AT_ONCE);
@@ -425,10 +428,17 @@ async fn list(engine: &str, docker: &Docker, libpod: Option<&Libpod>) -> Result<
             Answer::Is(answer) => containers.extend(convert::container(engine, *answer)),
             // Removed since it was listed.
             Answer::Gone => {}
+            Answer::Failed if is_podman => {
+                // Its list does not say whose network a container shares, nor the networks' IDs.
+                unanswered.push(ContainerInfo { endpoints: Vec::new(), ..summary });
+            }
             Answer::Failed => unanswered.push(summary),
         }
     }
     drop(answers);
+    if !unanswered.is_empty() {
+        tracing::warn!(engine, containers = unanswered.len(), "could not be asked for single containers");
+    }
     for info in &mut containers {
         convert::find_networks(info, &networks);
     }
