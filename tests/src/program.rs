@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    fs,
     io::{BufRead as _, BufReader},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
@@ -57,6 +58,19 @@ pub fn run(arguments: &[&str]) -> Output {
 thread_local! {
     /// See [`unless_left_out`].
     static LEFT_OUT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Descriptors and threads that a process has open: the least of a second, as a connection may be on its way out.
+///
+/// # Panics
+/// If it is gone.
+pub fn open(pid: u32) -> (usize, usize) {
+    let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).expect("a process").count();
+    let readings = (0..20).map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        (count("fd"), count("task"))
+    });
+    readings.reduce(|(files, threads), now| (files.min(now.0), threads.min(now.1))).expect("twenty")
 }
 
 /// Runs a test of exact figures of TCP again where it fails and netobs has stated that the kernel has left out runs of its

@@ -260,7 +260,7 @@ fn gone_with_the_interface_and_with_the_container() {
     let watch = Watch::start(Some(&host), &OPTIONS);
     let pid = watch.pid();
     interface(&watch, peer.name());
-    let at_first = open(pid);
+    let at_first = program::open(pid);
     for (packets, after) in [(4, 4), (6, 10)] {
         let container = first.as_ref().expect("there");
         // The second has the ifindex of the first, which is gone.
@@ -292,17 +292,11 @@ fn gone_with_the_interface_and_with_the_container() {
     watch.until("nothing of it left", |snapshot| {
         (snapshot["agent"]["attached_interfaces"] == 3).then_some(())
     });
-    assert_eq!(open(pid), at_first, "descriptors and threads");
+    assert_eq!(program::open(pid), at_first, "descriptors and threads");
 }
 
 fn container_of(snapshot: &Value, name: &str) -> Option<Value> {
     container(snapshot, name)
-}
-
-/// Open descriptors and threads of a process.
-fn open(pid: u32) -> (usize, usize) {
-    let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).expect("a process").count();
-    (count("fd"), count("task"))
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use netobs_tests::{
     http,
     netns::Netns,
-    program::{Agent, LIMIT, number},
+    program::{self, Agent, LIMIT, number},
     wait_for,
 };
 use serde_json::Value;
@@ -104,10 +104,6 @@ fn churn_leaves_nothing() {
     let agent = Agent::start_in(Some(&host), &["--no-engine", "--grace", "0s"]);
     attached(&host, &agent, 0);
     let pid = agent.pid();
-    let traces = || {
-        let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).expect("proc").count();
-        (count("fd"), count("task"))
-    };
     let round = || {
         batch(&host, 100, "link add v{} type veth peer name w{}");
         attached(&host, &agent, 200);
@@ -115,15 +111,12 @@ fn churn_leaves_nothing() {
         attached(&host, &agent, 0);
     };
     round();
-    let (before, resident) = (traces(), agent.resident_kib());
+    let (before, resident) = (program::open(pid), agent.resident_kib());
     for _ in 0..4 {
         round();
     }
-    // The last connection may still be on its way out.
-    wait_for("descriptors and threads as before", LIMIT, || match traces() {
-        now if now == before => Ok(()),
-        now => Err(format!("{now:?}, {before:?} before")),
-    });
+    let now = program::open(pid);
+    assert!(now == before, "descriptors and threads: {now:?}, {before:?} before");
     let after = agent.resident_kib();
     println!("churn of 800 interfaces: {resident} KiB resident before, {after} KiB after");
     assert!(after < resident + resident / 10 + 1024, "{resident} KiB before, {after} KiB after");

@@ -166,19 +166,10 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     // What this machine's kernel may not have. Otherwise only when asked for, by `cargo xtask vm`.
     if ci {
         let started = Instant::now();
-        // Each leaves half of the processors idle, most of the time.
-        std::thread::scope(|scope| {
-            let runs = vm::Options::usual().map(|options| scope.spawn(move || vm::run(&options)));
-            for run in runs {
-                match run.join() {
-                    Ok(Ok(())) => {}
-                    other => {
-                        eprintln!("{other:?}");
-                        failed.push("vm");
-                    }
-                }
-            }
-        });
+        if let Err(error) = vm::run_usual() {
+            eprintln!("{error:#}");
+            failed.push("vm");
+        }
         println!("== virtual machines: {} s", started.elapsed().as_secs());
     }
     if let Some(ahead) = &mut ahead {

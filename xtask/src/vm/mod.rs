@@ -8,6 +8,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -52,6 +53,12 @@ const TESTS: [&str; 6] = [MATRIX, "inside", "trace_filter", "drops", "trace_drop
 /// The one that is run on every kernel: a row of README's table.
 const MATRIX: &str = "kernel";
 
+/// Of the others, the one that takes as long as they do together.
+const LONGEST: &str = "tcp";
+
+/// Machines that run at a time. Each leaves half of two processors idle, most of the time.
+const AT_ONCE: usize = 2;
+
 /// What is not run here, and why.
 const LEFT_OUT: [(&str, &str); 4] = [
     (
@@ -83,16 +90,24 @@ pub struct Options {
     filter: Vec<String>,
 }
 
-impl Options {
-    /// What is run where nothing else is asked for: the matrix, and all else on one kernel.
-    pub fn usual() -> [Self; 2] {
-        let run = |kernel: &str, is_wanted: fn(&&str) -> bool| Self {
-            kernels: vec![kernel.to_owned()],
-            tests: TESTS.into_iter().filter(is_wanted).map(str::to_owned).collect(),
-            filter: Vec::new(),
-        };
-        [run(ALL, |test| *test == MATRIX), run(USUAL_KERNEL, |test| *test != MATRIX)]
-    }
+/// What is run with all tests: the matrix, then all else on one kernel.
+///
+/// # Errors
+/// If a test fails, or a machine does.
+pub fn run_usual() -> anyhow::Result<()> {
+    let of = |kernel: &str, tests: &[&str]| Options {
+        kernels: vec![kernel.to_owned()],
+        tests: tests.iter().map(|test| (*test).to_owned()).collect(),
+        filter: Vec::new(),
+    };
+    let others: Vec<&str> = TESTS.into_iter().filter(|test| *test != MATRIX && *test != LONGEST).collect();
+    let matrix = run(&of(ALL, &[MATRIX]));
+    let halves = [of(USUAL_KERNEL, &[LONGEST]), of(USUAL_KERNEL, &others)];
+    let halves = std::thread::scope(|scope| {
+        let halves = halves.map(|options| scope.spawn(move || run(&options)));
+        halves.map(|half| half.join().unwrap_or_else(|_| bail!("a thread has failed")))
+    });
+    std::iter::once(matrix).chain(halves).collect()
 }
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
@@ -107,15 +122,24 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let folder = target().join("vm");
     let tests = build(&options.tests)?;
     // Two of these may run at the same time.
-    let guest = folder.join(format!("guest-{}", options.kernels.join("-")));
+    let guest = folder.join(format!("guest-{}-{}", options.kernels.join("-"), options.tests.join("-")));
     let guest = Guest::build(&guest, &target().join("debug/netobs"), &tests, &arguments(&options.filter))?;
-    let mut failed = Vec::new();
-    for (label, suite) in chosen(&options.kernels) {
-        if let Err(error) = run_on(label, suite, &guest, &options.tests, &folder) {
-            println!("{label}: {error:#}");
-            failed.push(label);
+    let waiting = Mutex::new(chosen(&options.kernels));
+    let failed = Mutex::new(Vec::new());
+    let next = || waiting.lock().ok()?.next();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((label, suite)) = next() {
+                    if let Err(error) = run_on(label, suite, &guest, &options.tests, &folder) {
+                        println!("{label}: {error:#}");
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(label);
+                    }
+                }
+            });
         }
-    }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (tests, kernels) = (options.tests.join(", "), options.kernels.join(", "));
     println!("== {tests} on {kernels}: {} s", started.elapsed().as_secs());
     if !failed.is_empty() {
