@@ -320,7 +320,6 @@ fn what_does_not_fit_is_refused() {
     let other = Bpffs::new();
     let said = other.refused(host, &[]);
     assert!(said.contains("@netobs/filters/") && said.contains("agents with --pin"), "{said}");
-    std::fs::create_dir(other.folder()).expect("make it");
     let said = other.cleanup(host, &[]);
     assert!(said.contains("left: what is pinned in") && !said.contains("removed filter"), "{said}");
     let before = number(&interface(host, "veth0"), "rx.packets");
