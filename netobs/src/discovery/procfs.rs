@@ -11,7 +11,7 @@ use std::{
 use super::cgroup;
 use crate::model::{Protocol, Proxy};
 
-/// A container's process: the one with the lowest number, which is nearly always its first.
+/// A container's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     pub pid: u32,
@@ -19,23 +19,32 @@ pub struct Process {
     pub container_id: String,
 }
 
-/// One process of each container. Processes that end meanwhile are left out.
+/// One process of each container, the one with the lowest number, which is nearly always its first. Processes that end
+/// meanwhile are left out.
 ///
 /// # Errors
 /// If `proc_root` cannot be listed.
 pub fn containers(proc_root: &Path) -> io::Result<Vec<Process>> {
     let mut first: BTreeMap<String, u32> = BTreeMap::new();
+    for Process { pid, container_id } in all(proc_root)? {
+        let lowest = first.entry(container_id).or_insert(pid);
+        *lowest = pid.min(*lowest);
+    }
+    Ok(first.into_iter().map(|(container_id, pid)| Process { pid, container_id }).collect())
+}
+
+/// All processes of containers.
+fn all(proc_root: &Path) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(proc_root)? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let Ok(text) = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup")) else { continue };
-        if let Some(id) = cgroup::container_id(&text) {
-            let lowest = first.entry(id.to_owned()).or_insert(pid);
-            *lowest = pid.min(*lowest);
-        }
+        let container_id = cgroup::container_id(&text).map(str::to_owned);
+        found.extend(container_id.map(|container_id| Process { pid, container_id }));
     }
-    Ok(first.into_iter().map(|(container_id, pid)| Process { pid, container_id }).collect())
+    Ok(found)
 }
 
 /// The directory of a container's own cgroup in the v2 tree, by one of its processes.
@@ -67,7 +76,11 @@ pub fn within_container(proc_root: &Path, pid: u32) -> io::Result<Vec<u32>> {
             processes_below(&folder, &mut found)?;
             found
         }
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => processes_of(proc_root, container)?,
+        // The v2 tree does not tell: a look at every process.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            let of_it = all(proc_root)?.into_iter().filter(|process| process.container_id == container);
+            of_it.map(|process| process.pid).collect()
+        }
         Err(error) => return Err(error),
     };
     let [own, host] = [pid, std::process::id()].map(|pid| netns_identity(proc_root, pid));
@@ -92,21 +105,6 @@ fn processes_below(folder: &Path, found: &mut Vec<u32>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// All of a container, where the v2 tree does not tell them: a look at every process.
-fn processes_of(proc_root: &Path, container: &str) -> io::Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(proc_root)? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let text = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup")).unwrap_or_default();
-        if cgroup::container_id(&text) == Some(container) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
 }
 
 /// Whether Docker's name server is in a process's network namespace: a UDP socket of 127.0.0.11 (proc(5),
