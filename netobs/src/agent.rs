@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -65,6 +66,9 @@ const TCP_PAUSE: Duration = Duration::from_secs(1);
 /// How often our counters are held against the kernel's own, and again if they differ.
 const RECONCILE_PAUSE: Duration = Duration::from_secs(5);
 const RECONCILE_AGAIN: Duration = Duration::from_millis(500);
+
+/// The pause is at least so many times the CPU time that a comparison takes: 2 ms a second, whatever there is to compare.
+const RECONCILE_REST: u32 = 500;
 
 /// Between the kernel's counters and ours: by then a packet that the kernel has counted has passed our program.
 const RECONCILE_BOUND: Duration = Duration::from_millis(50);
@@ -150,8 +154,8 @@ pub struct Agent {
     next_tcp: Instant,
     /// When counters are held against the kernel's, if they are at all.
     next_reconcile: Option<Instant>,
-    /// The kernel's a moment ago.
-    reconcile_from: Option<KernelCounters>,
+    /// The kernel's a moment ago, and the CPU time that it took to read them.
+    reconcile_from: Option<(KernelCounters, Duration)>,
     started: Instant,
     /// Published ports by container, as they were when the host was last looked at.
     published: BTreeMap<String, Vec<PublishedPort>>,
@@ -351,8 +355,10 @@ impl Agent {
 
     /// Reads the kernel's counters; the next time ours, and the kernel's again.
     fn reconcile(&mut self) {
-        let Some(from) = self.reconcile_from.take() else {
-            self.reconcile_from = Some(self.kernel_counters());
+        let began = cpu_time();
+        let took = || cpu_time().saturating_sub(began);
+        let Some((from, took_before)) = self.reconcile_from.take() else {
+            self.reconcile_from = Some((self.kernel_counters(), took()));
             self.next_reconcile = Some(Instant::now() + RECONCILE_BOUND);
             return;
         };
@@ -365,7 +371,8 @@ impl Agent {
         };
         let readings = counters.into_iter().filter_map(reading).collect();
         self.state.apply(Update::Reconciled(readings), Instant::now());
-        let pause = if self.state.has_suspects() { RECONCILE_AGAIN } else { RECONCILE_PAUSE };
+        let rest = (took_before + took()) * RECONCILE_REST;
+        let pause = if self.state.has_suspects() { RECONCILE_AGAIN } else { RECONCILE_PAUSE.max(rest) };
         self.next_reconcile = Some(Instant::now() + pause);
     }
 
@@ -687,6 +694,11 @@ impl KernelCounters {
     fn of(&self, key: InterfaceKey, ifindex_on_host: Option<u32>) -> Option<KernelStats> {
         ifindex_on_host.map_or_else(|| self.inside.get(&key), |ifindex| self.host.get(&ifindex)).copied()
     }
+}
+
+/// What this thread has used; nothing where that is not to be had.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// None, and a degradation with its reason, where it cannot be had: nothing else suffers.

@@ -41,11 +41,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Asks again until the answer is there; the last answer's reason if it is not by then.
+/// Asks again until the answer is there; the last answer's reason if it is not by then. `NETOBS_TEST_PATIENCE`
+/// says how many times as long as that it may take, for machines where every instruction is emulated.
 ///
 /// # Panics
 /// When the time is over.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let patience = std::env::var("NETOBS_TEST_PATIENCE").map_or(1, |times| times.parse().expect("a number"));
+    let limit = limit * patience;
     let end = Instant::now() + limit;
     loop {
         match ask() {

@@ -18,7 +18,8 @@ done < /modules/order
 ip link set lo up
 echo "netobs-vm: booted $(uname -r)"
 
-export NETOBS_BIN=/bin/netobs NETOBS_TEST_SKIPS=/tmp/skips NETOBS_TEST_ROWS=/tmp/rows RUST_BACKTRACE=1 NO_COLOR=1
+export NETOBS_BIN=/bin/netobs NETOBS_TEST_SKIPS=/tmp/skips NETOBS_TEST_ROWS=/tmp/rows NETOBS_TEST_PATIENCE=6
+export RUST_BACKTRACE=1 NO_COLOR=1
 # One argument a line.
 set -f
 IFS='
