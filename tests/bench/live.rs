@@ -1,29 +1,27 @@
 //! What a run takes on live traffic, by the kernel's run statistics: each feature on and off, beside an empty program.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use netobs_tests::{
-    bpf,
-    bridged::Bridged,
-    test_run::{attach_tcx, empty_program},
-};
+use netobs_tests::{bpf, bridged::Bridged};
 
 use crate::{
-    ADDRESSES, Effort, agent, datagrams,
+    ADDRESSES, Effort, agent, attach_empty, datagrams,
     document::{Spread, Table, Target},
     load::{self, Sink},
-    world,
+    unseen, world,
 };
 
-/// What is attached, and the options of the agent; none: an empty program.
-const SETS: [(&str, Option<&[&str]>); 6] = [
-    ("empty", None),
-    ("exact layer", Some(&["--max-flows=0", "--no-dns", "--no-arp", "--no-tcp", "--no-drops"])),
-    ("exact layer and flows", Some(&["--no-dns", "--no-arp", "--no-tcp", "--no-drops"])),
-    ("with DNS and ARP", Some(&["--no-tcp", "--no-drops"])),
-    ("with TCP health", Some(&["--no-drops"])),
-    ("with drops: all, as by default", Some(&[])),
+/// What is counted, and the options of the agent.
+const SETS: [(&str, &[&str]); 5] = [
+    (EXACT, &["--max-flows=0", "--no-dns", "--no-arp", "--no-tcp", "--no-drops"]),
+    (FLOWS, &["--no-dns", "--no-arp", "--no-tcp", "--no-drops"]),
+    ("with DNS and ARP", &["--no-tcp", "--no-drops"]),
+    (TCP_HEALTH, &["--no-drops"]),
+    ("with drops: all, as by default", &[]),
 ];
+const EXACT: &str = "exact layer";
+const FLOWS: &str = "exact layer and flows";
+const TCP_HEALTH: &str = "with TCP health";
 
 /// In this order. An agent keeps flows until they have been idle for a while, and one that begins when its cells are
 /// taken is counted by helper calls: the load that takes them all comes last.
@@ -33,45 +31,61 @@ const TCP_BULK: &str = "TCP bulk";
 const UDP_10_000: &str = "UDP, 10,000 flows";
 const UDP_100_000: &str = "UDP, 100,000 flows";
 
+/// For each load and set: ns a run of the empty program and of netobs, right after each other.
+type Times = Vec<Vec<Vec<[f64; 2]>>>;
+
 pub fn measure(effort: Effort) -> (Vec<Table>, Vec<Target>) {
-    let world = world();
-    let _sink = Sink::new(world.netns(1));
+    let (beside, world) = (unseen(), world());
+    let _sinks = [&beside, &world].map(|world| Sink::new(world.netns(1)));
+    let _empty = attach_empty(&beside);
     let _statistics = bpf::enable_stats();
-    let rounds = effort.rounds(5);
-    // By load and set: a value a round.
-    let mut times = vec![vec![Vec::new(); SETS.len()]; LOADS.len()];
+    let (rounds, turns) = (effort.rounds(4), effort.rounds(5));
+    let (warm, time) = (effort.time(Duration::from_millis(400)), effort.time(Duration::from_millis(300)));
+    let mut times: Times = vec![vec![Vec::new(); SETS.len()]; LOADS.len()];
     for _ in 0..rounds {
         for (set, (_, options)) in SETS.iter().enumerate() {
-            let round = with(&world, *options, |pid| LOADS.map(|load| one(&world, load, pid, effort)));
-            for (times, time) in times.iter_mut().zip(round) {
-                times[set].push(time);
+            let agent = agent(&world, options);
+            for (load, times) in LOADS.iter().zip(&mut times) {
+                let mut lanes = [(&beside, std::process::id()), (&world, agent.pid())]
+                    .map(|(world, pid)| Lane::new(world, pid));
+                for lane in &mut lanes {
+                    lane.send(load, warm);
+                }
+                for _ in 0..turns {
+                    times[set].push(lanes.each_mut().map(|lane| lane.one(load, time)));
+                }
             }
         }
     }
     let about = format!(
-        "Live: ns in the programs a packet and hook, by the kernel's run statistics (which are part of each figure), \
-         {rounds} rounds in turns, the agent started anew for each. UDP is frames of 64 bytes as fast as one CPU sends, \
-         of many flows each packet of another than the one before; TCP is one connection with super-packets. The loads \
-         come one after the other, from left to right, so that a flow finds the cells that those before it have left. \
-         All of the agent's programs are in it, also those at tracepoints. Median, least and most, and the median of \
-         the ratios to the empty program in the same round."
+        "Live: ns in the programs a packet and hook, by the kernel's run statistics (which are part of each figure). \
+         Netobs and an empty program have a bridge with two containers each; the load passes one and the other in turns \
+         of {} ms, {turns} times in each of {rounds} rounds, the agent started anew for each. UDP is frames of 64 bytes \
+         as fast as one CPU sends, of many flows each packet of another than the one before; TCP is one connection with \
+         super-packets. The loads come one after the other, from left to right, so that a flow finds the cells that \
+         those before it have left. All of the agent's programs are in it, also those at tracepoints. Median, least and \
+         most, and the median of the ratios to the empty program's turn right before.",
+        time.as_millis(),
     );
     let mut table = Table::new(&about, &["", LOADS[0], "", LOADS[1], "", LOADS[2], "", LOADS[3], ""]);
-    let ratio = |load: usize, set: usize| {
-        let pairs = times[load][set].iter().zip(&times[load][0]);
-        Spread::of(pairs.map(|(time, empty)| time / empty)).median
-    };
+    let mut row = vec!["empty".to_owned()];
+    for times in &times {
+        row.push(Spread::of(times.iter().flatten().map(|[empty, _]| *empty)).show(0));
+        row.push("1.00 ×".to_owned());
+    }
+    table.row(&row);
     for (set, (what, _)) in SETS.iter().enumerate() {
         let mut row = vec![(*what).to_owned()];
-        for (load, times) in times.iter().enumerate() {
-            row.push(Spread::of(times[set].iter().copied()).show(0));
-            row.push(format!("{:.2} ×", ratio(load, set)));
+        for times in &times {
+            row.push(Spread::of(times[set].iter().map(|[_, ours]| *ours)).show(0));
+            row.push(format!("{:.2} ×", ratio(&times[set])));
         }
         table.row(&row);
     }
-    let target = |what: &str, load: &str, set, most: f64| {
+    let target = |what: &str, load: &str, set: &str, most: f64| {
         let load = LOADS.iter().position(|one| *one == load).expect("a load");
-        let measured = ratio(load, set);
+        let set = SETS.iter().position(|(one, _)| *one == set).expect("a set");
+        let measured = ratio(&times[load][set]);
         Target {
             what: what.to_owned(),
             target: format!("≤ {most} × empty"),
@@ -80,62 +94,53 @@ pub fn measure(effort: Effort) -> (Vec<Table>, Vec<Target>) {
         }
     };
     let targets = vec![
-        target("exact layer and flows, live, one flow", UDP_1, 2, 1.35),
-        target("exact layer and flows, live, 10,000 flows in turn", UDP_10_000, 2, 3.8),
-        target("TCP health and DNS as well, live, TCP bulk", TCP_BULK, 4, 1.6),
+        target("exact layer and flows, live, one flow", UDP_1, FLOWS, 1.35),
+        target("exact layer and flows, live, 10,000 flows in turn", UDP_10_000, FLOWS, 3.8),
+        target("TCP health and DNS as well, live, TCP bulk", TCP_BULK, TCP_HEALTH, 1.6),
     ];
     (vec![table], targets)
 }
 
-/// With an agent, or an empty program at the same hooks of our own.
-fn with<T>(world: &Bridged, options: Option<&[&str]>, measure: impl Fn(u32) -> T) -> T {
-    let Some(options) = options else {
-        let program = empty_program().expect("load an empty program");
-        let links = attach_empty(world, program.as_fd());
-        let measured = measure(std::process::id());
-        drop(links);
-        return measured;
-    };
-    let agent = agent(world, options);
-    measure(agent.pid())
+fn ratio(times: &[[f64; 2]]) -> f64 {
+    Spread::of(times.iter().map(|[empty, ours]| ours / empty)).median
 }
 
-/// To all hooks of both veths and of the bridge, which the loads do not pass.
-pub fn attach_empty(world: &Bridged, program: std::os::fd::BorrowedFd<'_>) -> Vec<std::os::fd::OwnedFd> {
-    let program = program.try_clone_to_owned().expect("a descriptor");
-    world.host.run(move || {
-        let mut links = Vec::new();
-        for name in ["veth0", "veth1"] {
-            let index = nix::net::if_::if_nametoindex(name).expect("its index");
-            for ingress in [true, false] {
-                links.push(attach_tcx(program.as_fd(), index, ingress).expect("attach"));
+/// Where a load passes, and whose programs count it there.
+struct Lane<'a> {
+    world: &'a Bridged,
+    pid: u32,
+    /// The flow whose turn it is.
+    flow: u32,
+}
+
+impl<'a> Lane<'a> {
+    const fn new(world: &'a Bridged, pid: u32) -> Self {
+        Self { world, pid, flow: 0 }
+    }
+
+    /// ns in all programs for each run at a hook.
+    fn one(&mut self, load: &str, time: Duration) -> f64 {
+        let before = total(&bpf::program_runs(self.pid));
+        self.send(load, time);
+        let after = total(&bpf::program_runs(self.pid));
+        assert!(after.0 > before.0 + 100, "packets have passed: {before:?}, {after:?}");
+        (after.1 - before.1) as f64 / (after.0 - before.0) as f64
+    }
+
+    fn send(&mut self, load: &str, time: Duration) {
+        let flows = match load {
+            UDP_1 => 1,
+            UDP_10_000 => 10_000,
+            UDP_100_000 => 100_000,
+            _ => {
+                let ends = [0, 1].map(|n| self.world.netns(n));
+                load::bulk(ends[0], ends[1], (ADDRESSES[1], 5201).into(), time);
+                return;
             }
-        }
-        links
-    })
-}
-
-/// ns in all programs of a process for each run at a hook.
-fn one(world: &Bridged, load: &str, pid: u32, effort: Effort) -> f64 {
-    send(world, load, effort.time(Duration::from_millis(400)));
-    let before = total(&bpf::program_runs(pid));
-    send(world, load, effort.time(Duration::from_millis(1000)));
-    let after = total(&bpf::program_runs(pid));
-    assert!(after.0 > before.0 + 100, "packets have passed: {before:?}, {after:?}");
-    (after.1 - before.1) as f64 / (after.0 - before.0) as f64
-}
-
-fn send(world: &Bridged, load: &str, time: Duration) {
-    let flows = match load {
-        UDP_1 => 1,
-        UDP_10_000 => 10_000,
-        UDP_100_000 => 100_000,
-        _ => {
-            load::bulk(world.netns(0), world.netns(1), (ADDRESSES[1], 5201).into(), time);
-            return;
-        }
-    };
-    load::datagrams(world.netns(0), datagrams(flows, None), time);
+        };
+        let load = load::Datagrams { first: self.flow, ..datagrams(flows, None) };
+        self.flow = load::datagrams(self.world.netns(0), load, time);
+    }
 }
 
 /// Runs at hooks, and nanoseconds of all.

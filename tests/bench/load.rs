@@ -37,19 +37,21 @@ pub struct Datagrams {
     pub from: Ipv4Addr,
     pub to: Ipv4Addr,
     pub flows: u32,
+    /// Of which the first packet is.
+    pub first: u32,
     /// None: as many as go.
     pub a_second: Option<u32>,
 }
 
-/// Sends for so long out of a namespace.
-pub fn datagrams(from: &Netns, load: Datagrams, time: Duration) {
+/// Sends for so long out of a namespace. The flow whose turn it is then.
+pub fn datagrams(from: &Netns, load: Datagrams, time: Duration) -> u32 {
     from.run(move || {
         pin(0);
-        send(&load, time);
-    });
+        send(&load, time)
+    })
 }
 
-fn send(load: &Datagrams, time: Duration) {
+fn send(load: &Datagrams, time: Duration) -> u32 {
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
     let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Raw)
         .expect("a raw socket");
@@ -77,7 +79,7 @@ fn send(load: &Datagrams, time: Duration) {
         })
         .collect();
     let start = Instant::now();
-    let (mut sent, mut flow) = (0u64, 0u32);
+    let (mut sent, mut flow) = (0u64, load.first);
     while start.elapsed() < time {
         let mut count = BATCH as u64;
         if let Some(rate) = load.a_second {
@@ -97,6 +99,7 @@ fn send(load: &Datagrams, time: Duration) {
         sent += u64::from(done);
         flow = (flow + done) % load.flows;
     }
+    flow
 }
 
 fn packet(load: &Datagrams) -> [u8; PACKET] {

@@ -15,6 +15,7 @@ mod userspace;
 
 use std::{
     net::Ipv4Addr,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -25,6 +26,7 @@ use netobs_tests::{
     bridged::Bridged,
     http, kernel,
     program::{Agent, LIMIT},
+    test_run::{attach_tcx, empty_program},
     wait_for,
 };
 
@@ -135,10 +137,33 @@ fn world() -> Bridged {
     world
 }
 
+/// The same beside it, which no agent finds: for what is measured in turns with one.
+fn unseen() -> Bridged {
+    let world = world();
+    world.containers.iter().for_each(netobs_tests::pretend::Pretend::hide);
+    world
+}
+
+/// An empty program at both hooks of both veths.
+fn attach_empty(world: &Bridged) -> Vec<OwnedFd> {
+    let program = empty_program().expect("load an empty program");
+    world.host.run(move || {
+        let mut links = Vec::new();
+        for name in ["veth0", "veth1"] {
+            let index = nix::net::if_::if_nametoindex(name).expect("its index");
+            for ingress in [true, false] {
+                links.push(attach_tcx(program.as_fd(), index, ingress).expect("attach"));
+            }
+        }
+        links.push(program);
+        links
+    })
+}
+
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 78, 0, 10), Ipv4Addr::new(10, 78, 0, 11)];
 
 const fn datagrams(flows: u32, a_second: Option<u32>) -> load::Datagrams {
-    load::Datagrams { from: ADDRESSES[0], to: ADDRESSES[1], flows, a_second }
+    load::Datagrams { from: ADDRESSES[0], to: ADDRESSES[1], flows, first: 0, a_second }
 }
 
 /// An agent that has found both containers.

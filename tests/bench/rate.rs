@@ -1,38 +1,41 @@
 //! What gets through with and without.
 
-use std::{os::fd::AsFd as _, time::Duration};
+use std::time::Duration;
 
-use netobs_tests::{bridged::Bridged, kernel, test_run::empty_program};
+use netobs_tests::{bridged::Bridged, kernel};
 
 use crate::{
-    ADDRESSES, Effort, agent, datagrams,
+    ADDRESSES, Effort, agent, attach_empty, datagrams,
     document::{Spread, Table, Target},
-    live::attach_empty,
     load::{self, Sink},
-    world,
+    unseen, world,
 };
 
 const SETS: [&str; 3] = ["nothing attached", "empty program", "netobs agent, all as by default"];
 
 pub fn measure(effort: Effort) -> (Vec<Table>, Vec<Target>) {
-    let world = world();
-    let _sink = Sink::new(world.netns(1));
-    let rounds = effort.rounds(9);
+    let (rounds, turns) = (effort.rounds(5), effort.rounds(6));
     let mut rates = [const { (Vec::new(), Vec::new()) }; SETS.len()];
     for _ in 0..rounds {
-        for (set, (udp, tcp)) in rates.iter_mut().enumerate() {
-            let empty = empty_program().expect("load an empty program");
-            let _links = (set == 1).then(|| attach_empty(&world, empty.as_fd()));
-            let _agent = (set == 2).then(|| agent(&world, &[]));
-            udp.push(packets(&world, effort.time(Duration::from_millis(1500))));
-            let time = effort.time(Duration::from_millis(1000));
-            tcp.push(load::bulk(world.netns(0), world.netns(1), (ADDRESSES[1], 5201).into(), time));
+        let worlds = [unseen(), unseen(), world()];
+        let _sinks = worlds.each_ref().map(|world| Sink::new(world.netns(1)));
+        let _empty = attach_empty(&worlds[1]);
+        let _agent = agent(&worlds[2], &[]);
+        for _ in 0..turns {
+            for (world, (udp, _)) in worlds.iter().zip(&mut rates) {
+                udp.push(packets(world, effort.time(Duration::from_millis(500))));
+            }
+            for (world, (_, tcp)) in worlds.iter().zip(&mut rates) {
+                let time = effort.time(Duration::from_millis(500));
+                tcp.push(load::bulk(world.netns(0), world.netns(1), (ADDRESSES[1], 5201).into(), time));
+            }
         }
     }
     let about = format!(
         "Rate, from one container to another on a bridge: UDP frames of 64 bytes of one flow as fast as one CPU sends \
-         (thousands a second that arrive), and one TCP connection (Gbit/s), {rounds} rounds in turns. Median, least and \
-         most, and the median of the ratios to nothing in the same round."
+         (thousands a second that arrive), and one TCP connection (Gbit/s). Each has a bridge with two containers of its \
+         own; the load passes one after the other in turns of half a second, {turns} times in each of {rounds} rounds, \
+         all of it made anew for each. Median, least and most, and the median of the ratios to nothing in the same turn."
     );
     let mut table = Table::new(&about, &["", "UDP", "", "TCP", ""]);
     let ratio = |values: &[f64], nothing: &[f64]| {

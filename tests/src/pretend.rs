@@ -67,8 +67,16 @@ impl Pretend {
         command.arg("1000").stdin(Stdio::null());
         let process = die_with_parent(&mut command).spawn().expect("start sleep");
         enter(&self.cgroup, process.id());
-        enter(&v2_root(), self.netns().pid());
+        self.hide();
         process
+    }
+
+    /// Nobody finds it from now on, until [`Self::put_back`].
+    ///
+    /// # Panics
+    /// If it is in the host's namespace.
+    pub fn hide(&self) {
+        enter(&v2_root(), self.netns().pid());
     }
 
     /// Its first process is found again.
