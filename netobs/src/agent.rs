@@ -372,8 +372,8 @@ impl Agent {
         let readings = counters.into_iter().filter_map(reading).collect();
         self.state.apply(Update::Reconciled(readings), Instant::now());
         let rest = (took_before + took()) * RECONCILE_REST;
-        let pause = if self.state.has_suspects() { RECONCILE_AGAIN } else { RECONCILE_PAUSE.max(rest) };
-        self.next_reconcile = Some(Instant::now() + pause);
+        let pause = if self.state.has_suspects() { RECONCILE_AGAIN } else { RECONCILE_PAUSE };
+        self.next_reconcile = Some(Instant::now() + pause.max(rest));
     }
 
     fn kernel_counters(&mut self) -> KernelCounters {

@@ -36,6 +36,12 @@ const BASELINE_TRIES: usize = 3;
 /// for a thousand interfaces, within ten seconds.
 const LOOK_AFTER_PAUSE: Duration = Duration::from_secs(8);
 
+/// How long after interfaces could not be listed it is tried again.
+const RESYNC_PAUSE: Duration = Duration::from_secs(2);
+
+/// Name of the feature, where interfaces cannot be listed.
+const LISTING: &str = "listing interfaces";
+
 /// Each so many times, filters are looked at whether or not the kernel has told that somebody has touched them.
 const LOOK_CLOSELY: u32 = 8;
 
@@ -69,6 +75,7 @@ impl Attacher {
             lost: BTreeSet::new(),
             next_key: 0,
             next_look: Instant::now() + LOOK_AFTER_PAUSE,
+            next_resync: None,
             tc_events,
             looks: 0,
         };
@@ -107,6 +114,8 @@ struct Worker {
     lost: BTreeSet<InterfaceKey>,
     next_key: u64,
     next_look: Instant,
+    /// When all interfaces are to be listed again, since they could not be.
+    next_resync: Option<Instant>,
     tc_events: TcEvents,
     /// Times that it was looked after all.
     looks: u32,
@@ -125,7 +134,8 @@ impl Worker {
                 PollFd::new(events.fd(), PollFlags::POLLIN),
                 PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
             ];
-            let wait = self.next_look.saturating_duration_since(Instant::now());
+            let next = self.next_resync.map_or(self.next_look, |resync| resync.min(self.next_look));
+            let wait = next.saturating_duration_since(Instant::now());
             // Not a moment too early: it would be asked again and again.
             let wait = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
             match poll(&mut fds, wait) {
@@ -139,6 +149,9 @@ impl Worker {
             match self.drain(&mut events) {
                 Ok(()) => {}
                 Err(error) => return self.give_up(&error),
+            }
+            if self.next_resync.is_some_and(|at| at <= Instant::now()) {
+                self.try_resync();
             }
             if self.next_look <= Instant::now() {
                 self.look_after();
@@ -156,9 +169,12 @@ impl Worker {
         for key in keys {
             self.look_after_one(key, touched.as_ref());
         }
-        let resolvers = lock(&self.observer).look_after_resolvers();
-        for why in resolvers {
-            self.tell(Update::Reattached { interface: None, why, baseline: None });
+        let resolvers = lock(&self.observer).resolvers();
+        for key in resolvers {
+            let repaired = lock(&self.observer).look_after_resolver(key);
+            if let Some(why) = repaired {
+                self.tell(Update::Reattached { interface: None, why, baseline: None });
+            }
         }
         let attached: BTreeSet<_> = lock(&self.observer).attachments().keys().into_iter().collect();
         for key in std::mem::take(&mut self.lost) {
@@ -224,7 +240,7 @@ impl Worker {
             match batch {
                 Batch::Overrun => {
                     self.tell(Update::EventsLost);
-                    self.resync()?;
+                    self.try_resync();
                 }
                 Batch::Events(events, told) => {
                     for event in events {
@@ -282,6 +298,18 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// As [`Self::resync`]; if it fails all stays as it is, and it is tried again.
+    fn try_resync(&mut self) {
+        match self.resync() {
+            Ok(()) if self.next_resync.take().is_some() => self.tell(Update::Works { feature: LISTING }),
+            Ok(()) => {}
+            Err(error) => {
+                self.next_resync = Some(Instant::now() + RESYNC_PAUSE);
+                self.tell(Update::Degraded { feature: LISTING, why: error.to_string() });
+            }
+        }
     }
 
     /// Compares what is there with what is known.

@@ -112,7 +112,7 @@ fn btf() -> Finding {
         found: if found { "/sys/kernel/btf/vmlinux" } else { "the kernel has no type information" }
             .to_owned(),
         advice: (!found).then(|| {
-            "counting works without; `netobs drops` does not. Kernels with CONFIG_DEBUG_INFO_BTF=y have it"
+            "counting works without; drops, and how TCP connections fare, are not known. Kernels with CONFIG_DEBUG_INFO_BTF=y have it"
                 .to_owned()
         }),
     }

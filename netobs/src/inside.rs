@@ -85,8 +85,10 @@ impl Inside {
         let gone: Vec<Target> = self
             .held
             .iter()
-            .filter(|(target, held)| {
-                !wanted.contains_key(target) && !state.is_to_be_looked_into(&held.container)
+            .filter(|(target, held)| match wanted.get(target) {
+                None => !state.is_to_be_looked_into(&held.container),
+                // The namespace, or its number, is another's by now.
+                Some(wanted) => wanted.owner.container != held.container && !state.is_live(&held.container),
             })
             .map(|(target, _)| target.clone())
             .collect();

@@ -92,7 +92,8 @@ pub fn require() -> anyhow::Result<()> {
 /// # Errors
 /// When the kernel refuses, which it has no reason to.
 pub fn give_up_others(sockets: &[PathBuf], files: &[PathBuf]) -> Result<(), caps::errors::CapsError> {
-    // Before 5.11 maps are accounted as locked memory; to raise the limit takes a capability that nothing else needs.
+    // Before 5.11 maps are accounted as locked memory; to raise the limit takes CAP_SYS_RESOURCE, which nothing else
+    // needs: without it, what netobs is started with has to be enough.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let permitted = caps::read(None, CapSet::Permitted)?;
     let needed = NEEDS.into_iter().flat_map(|need| [Some(need.capability), need.or]).flatten();

@@ -19,10 +19,11 @@ use serde_json::Value;
 const ABSENT: [&str; 1] = ["netobs_degraded"];
 
 /// What Grafana would put in.
-const VARIABLES: [(&str, &str); 5] = [
+const VARIABLES: [(&str, &str); 6] = [
     ("$__rate_interval", "30s"),
     ("$__range", "1m"),
     ("$instance", ".*"),
+    ("$pod", ".*"),
     ("$container", ".*"),
     ("$network", ".*"),
 ];

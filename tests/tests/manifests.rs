@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use netobs::cli::{AgentArgs, Cli, Command as Netobs};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const OVERLAYS: [&str; 4] = ["plain", "operator", "k3s", "kind"];
 
@@ -301,6 +301,28 @@ fn the_chart_has_what_the_kustomization_has() {
     );
     let agent = accepted(&check(&more));
     assert_eq!((agent.listen.port(), agent.observe.max_flows, agent.events.no_dns), (9999, 1000, true));
+    // A file that an option names, and what that asks of the kubelet.
+    let guarded = rendered(
+        &helm,
+        &[
+            "extraArgs={--web-config-file=/web/web.yml}",
+            "extraVolumes[0].name=web,extraVolumes[0].secret.secretName=netobs-web",
+            "extraVolumeMounts[0].name=web,extraVolumeMounts[0].mountPath=/web",
+            "probes.scheme=HTTPS,probes.httpHeaders[0].name=Authorization,probes.httpHeaders[0].value=Basic bmV0",
+        ],
+    );
+    accepted(&check(&guarded));
+    let set = guarded.iter().find(|document| document["kind"] == "DaemonSet").expect("a DaemonSet");
+    let (pod, container) =
+        (&set["spec"]["template"]["spec"], &set["spec"]["template"]["spec"]["containers"][0]);
+    let has = |list: &Value, item: &Value| list.as_array().is_some_and(|list| list.contains(item));
+    assert!(has(&pod["volumes"], &json!({"name": "web", "secret": {"secretName": "netobs-web"}})));
+    assert!(has(&container["volumeMounts"], &json!({"name": "web", "mountPath": "/web"})));
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let asked = &container[probe]["httpGet"];
+        assert_eq!(asked["scheme"], "HTTPS", "{probe}");
+        assert_eq!(asked["httpHeaders"][0]["value"], "Basic bmV0", "{probe}");
+    }
     let without = accepted(&check(&rendered(&helm, &["kubernetesAPI=false"])));
     assert!(without.observe.kubernetes.no_kubernetes);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::UdpSocket,
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::AsFd as _, unix::fs::PermissionsExt},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options, pins},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -352,6 +352,38 @@ fn what_does_not_fit_is_refused() {
     plain.unmount();
     let said = plain.refused(host, &[]);
     assert!(said.contains("mount -t bpf bpffs /sys/fs/bpf"), "{said}");
+}
+
+#[test]
+fn a_folder_with_something_of_others_is_left_alone() {
+    let (world, bpffs) = (World::new(1), Bpffs::new());
+    let folder = bpffs.folder();
+    let theirs = folder.join("a_program_of_theirs");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).expect("set");
+    pins::pin(test_run::empty_program().expect("load").as_fd(), &theirs).expect("pin");
+    let is_as_before = |said: &str| {
+        assert!(said.contains("a_program_of_theirs is not netobs's"), "{said}");
+        pins::get(&theirs).expect("it is there");
+        let mode = std::fs::metadata(&folder).expect("a folder").permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+    };
+    is_as_before(&bpffs.refused(&world.host, &[]));
+    let cleaned = program::netobs(Some(&world.host))
+        .args(["cleanup", "--pin-folder", &folder.display().to_string()])
+        .output()
+        .expect("run netobs");
+    assert!(!cleaned.status.success());
+    is_as_before(&String::from_utf8_lossy(&cleaned.stdout));
+    // Nor any other folder.
+    let plain = tempfile::tempdir().expect("a folder");
+    std::fs::write(plain.path().join("counters"), "mine").expect("write");
+    let cleaned = program::netobs(Some(&world.host))
+        .args(["cleanup", "--pin-folder", &plain.path().display().to_string()])
+        .output()
+        .expect("run netobs");
+    assert!(!cleaned.status.success());
+    assert!(plain.path().join("counters").exists(), "{}", String::from_utf8_lossy(&cleaned.stdout));
 }
 
 #[test]

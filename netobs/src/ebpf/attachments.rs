@@ -149,9 +149,14 @@ pub trait Attach: Send {
         self.attachments_mut().look_after(key, touched)
     }
 
-    /// The same for all name servers inside containers.
-    fn look_after_resolvers(&mut self) -> Vec<Removal> {
+    /// Name servers inside containers that are observed.
+    fn resolvers(&self) -> Vec<InterfaceKey> {
         Vec::new()
+    }
+
+    /// As [`Self::look_after`], for one of these: why it was attached anew, if it was.
+    fn look_after_resolver(&mut self, _key: InterfaceKey) -> Option<Removal> {
+        None
     }
 
     /// Lets a place go: its counters, as they were at the end. Its flows are told of

@@ -372,8 +372,12 @@ impl Attach for Observer {
         }
     }
 
-    fn look_after_resolvers(&mut self) -> Vec<Removal> {
-        self.object.resolvers.as_mut().map(Resolvers::look_after).unwrap_or_default()
+    fn resolvers(&self) -> Vec<InterfaceKey> {
+        self.object.resolvers.as_ref().map(Resolvers::keys).unwrap_or_default()
+    }
+
+    fn look_after_resolver(&mut self, key: InterfaceKey) -> Option<Removal> {
+        self.object.resolvers.as_mut()?.look_after(key)
     }
 
     fn holder(&self, kind: u8, slot: u32, time_ns: u64) -> Option<(InterfaceKey, bool)> {

@@ -5,6 +5,7 @@
 //! none, and the interface is attached anew.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io,
     os::{
@@ -40,6 +41,8 @@ const LINKS: &str = "links";
 pub enum PinError {
     #[error("{} is not in a BPF filesystem; mount one, like: mount -t bpf bpffs /sys/fs/bpf", .0.display())]
     NoBpffs(PathBuf),
+    #[error("{} is not netobs's; --pin-folder takes a folder where nothing else is", .0.display())]
+    Others(PathBuf),
     #[error("another netobs agent runs with --pin {0}; there can be one")]
     Locked(String),
     #[error(
@@ -123,10 +126,10 @@ impl Pins {
     /// Says what is in the way, and what to do.
     pub fn open(folder: &Path, max_interfaces: u32, cpus: u32) -> Result<Self, PinError> {
         let parent = folder.parent().unwrap_or(folder);
-        let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
         if !is_bpffs(folder) && !is_bpffs(parent) {
             return Err(PinError::NoBpffs(folder.to_owned()));
         }
+        has_nothing_else(folder)?;
         make_folder(folder)?;
         let lock = Lock::take(folder)?;
         let path = folder.join(STATE);
@@ -267,11 +270,16 @@ impl Pins {
 /// Gives up all that is pinned in a folder; what it was. None: nothing is there.
 ///
 /// # Errors
-/// [`PinError::Locked`] or [`PinError::Claimed`] while an agent has it.
+/// [`PinError::Locked`] or [`PinError::Claimed`] while an agent has it; [`PinError::NoBpffs`] or [`PinError::Others`]
+/// where it is not netobs's, and then nothing is removed.
 pub fn remove(folder: &Path, dry_run: bool) -> Result<Option<(Lock, Vec<PathBuf>)>, PinError> {
     if !folder.exists() {
         return Ok(None);
     }
+    if !is_bpffs(folder) {
+        return Err(PinError::NoBpffs(folder.to_owned()));
+    }
+    has_nothing_else(folder)?;
     let lock = Lock::take(folder)?;
     let mut found = files(&folder.join(LINKS));
     found.extend(files(folder).into_iter().filter(|path| !path.ends_with(LINKS)));
@@ -289,6 +297,33 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether a name in the folder is one that netobs gives there.
+fn is_kept(name: &OsStr) -> bool {
+    name == STATE || name == LINKS || KEPT_MAPS.iter().any(|(_, kept)| name == *kept)
+}
+
+/// The same of the folder of links.
+fn is_link(name: &OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| name.split_once('_'));
+    parts.and_then(|(ifindex, _)| ifindex.parse().ok()).is_some_and(|ifindex| {
+        [true, false].iter().any(|ingress| name == OsStr::new(&link_name(ifindex, *ingress)))
+    })
+}
+
+/// # Errors
+/// [`PinError::Others`] if anything is in the folder that netobs does not put there.
+fn has_nothing_else(folder: &Path) -> Result<(), PinError> {
+    let is_named = |path: &Path, ours: fn(&OsStr) -> bool| path.file_name().is_some_and(ours);
+    let mut others = files(folder).into_iter().filter(|path| !is_named(path, is_kept));
+    let mut links = files(&folder.join(LINKS)).into_iter().filter(|path| !is_named(path, is_link));
+    others.next().or_else(|| links.next()).map_or(Ok(()), |path| Err(PinError::Others(path)))
+}
+
+/// What netobs has put there, and nothing else: see [`has_nothing_else`].
 fn remove_files(folder: &Path) -> Result<(), PinError> {
     for link in files(&folder.join(LINKS)) {
         remove_link(&link);
@@ -453,6 +488,25 @@ mod tests {
         let texts = ["0.1.0", "0.1.12", "0.9.1", "0.10.0-rc.1", "1.0.0+build"];
         let versions = texts.map(version);
         assert!(versions.is_sorted() && versions.iter().all(|version| *version > 0), "{versions:?}");
+    }
+
+    #[test]
+    fn only_what_netobs_has_put_there_is_its_own() {
+        assert!(["12_ingress", "3_egress"].iter().all(|name| is_link(OsStr::new(name))));
+        let others = ["12", "12_", "_ingress", "012_ingress", "12_ingress2", "x_egress", "state"];
+        assert!(!others.iter().any(|name| is_link(OsStr::new(name))));
+        let folder = tempfile::tempdir().expect("a folder");
+        let kept = |name: &str| fs::write(folder.path().join(name), "").expect("write");
+        fs::create_dir(folder.path().join(LINKS)).expect("make a folder");
+        [STATE, "counters", "links/7_egress"].into_iter().for_each(kept);
+        assert!(has_nothing_else(folder.path()).is_ok());
+        for other in ["links/mine", "mine"] {
+            kept(other);
+            let found = has_nothing_else(folder.path()).map_err(|error| error.to_string());
+            assert!(found.as_ref().is_err_and(|said| said.contains(other)), "{found:?}");
+        }
+        assert!(matches!(remove(folder.path(), false), Err(PinError::NoBpffs(_))));
+        assert!(folder.path().join("links/7_egress").exists());
     }
 
     #[test]

@@ -72,26 +72,31 @@ impl Resolvers {
         }
     }
 
-    /// Attaches anew where others have removed the filter or put one before it; how often each happened.
-    pub fn look_after(&mut self) -> Vec<Removal> {
-        let mut repaired = Vec::new();
+    pub fn keys(&self) -> Vec<InterfaceKey> {
+        self.held.keys().copied().collect()
+    }
+
+    /// Attaches anew where others have removed the filter: why, if they have.
+    pub fn look_after(&mut self, key: InterfaceKey) -> Option<Removal> {
         let program: BorrowedFd<'_> = self.program.as_fd();
-        for (slot, entrance, filter) in self.held.values_mut() {
-            let Ok(mut netlink) = entrance.connect() else { continue };
-            let reason = match filter.standing(&mut netlink) {
-                Ok(Standing::Gone) => Removal::FilterRemoved,
-                // It only tells of messages: whoever is before it is left there.
-                Ok(Standing::First | Standing::Behind) | Err(_) => continue,
-            };
-            match clsact::Filter::add(&mut netlink, program, LOOPBACK, false, *slot, Lasting::Process) {
-                Ok(again) => {
-                    repaired.push(if again.made_qdisc { Removal::QdiscRemoved } else { reason });
-                    *filter = again;
-                }
-                Err(error) => tracing::warn!(%error, "attach again to a name server inside a container"),
+        let (slot, entrance, filter) = self.held.get_mut(&key)?;
+        let mut netlink = entrance.connect().ok()?;
+        match filter.standing(&mut netlink) {
+            Ok(Standing::Gone) => {}
+            // It only tells of messages: whoever is before it is left there.
+            Ok(Standing::First | Standing::Behind) | Err(_) => return None,
+        }
+        match clsact::Filter::add(&mut netlink, program, LOOPBACK, false, *slot, Lasting::Process) {
+            Ok(again) => {
+                let why = if again.made_qdisc { Removal::QdiscRemoved } else { Removal::FilterRemoved };
+                *filter = again;
+                Some(why)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "attach again to a name server inside a container");
+                None
             }
         }
-        repaired
     }
 
     /// Who had a slot at a time.

@@ -102,6 +102,11 @@ impl<'a> Map<'a> {
         Self { state, owners, host: &state.host_addresses }
     }
 
+    /// Whether a container is told of, be it that it has ended.
+    pub(super) fn knows(&self, id: &str) -> bool {
+        self.state.containers.contains_key(id)
+    }
+
     /// The other end of a flow of a container, and what kind of way leads there.
     pub fn classify(&self, point: &Point, protocol: u8, local: FlowEnd, remote: FlowEnd) -> (Class, Peer) {
         let address = remote.address;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     class::{Class, Peer},
     edge::EdgeCount,
-    flow::{End, Flow, FlowId, Known, Observed},
+    flow::{End, Flow, FlowId, Observed},
     fold::protocol_name,
     named::is_named,
     snapshot::unix_seconds,
@@ -162,6 +162,9 @@ impl Conversation {
     }
 }
 
+/// Conversations that may be held beyond those that are wanted.
+const SPARE: usize = 256;
+
 impl State {
     /// The conversations that now are, and those that ended within the idle time. Of those that `keep` keeps,
     /// at most `limit`.
@@ -181,7 +184,10 @@ impl State {
             })
             .collect();
         let (tcp, observed) = (self.tcp_ends(), Observed::of(&self.interfaces, &self.flows.ended));
-        let mut flows = Vec::new();
+        let order = |a: &Conversation, b: &Conversation| {
+            b.bytes().cmp(&a.bytes()).then_with(|| a.first.cmp(&b.first))
+        };
+        let (mut flows, mut found) = (Vec::new(), 0usize);
         for (id, flow) in kept.iter() {
             let other = flow.known.and_then(|known| {
                 let Peer::Container(peer) = &known.peer else { return None };
@@ -198,12 +204,18 @@ impl State {
             }
             let conversation = self.conversation((&id, &flow), other, &tcp, &observed, now, time);
             if keep(&conversation) {
+                found += 1;
                 flows.push(conversation);
             }
+            // Never many more than are wanted: there may be hundreds of thousands.
+            if flows.len() > limit.saturating_mul(2).max(SPARE) {
+                flows.select_nth_unstable_by(limit, order);
+                flows.truncate(limit);
+            }
         }
-        flows.sort_by(|a, b| b.bytes().cmp(&a.bytes()).then_with(|| a.first.cmp(&b.first)));
-        let more = flows.len().saturating_sub(limit);
+        flows.sort_by(order);
         flows.truncate(limit);
+        let more = found - flows.len();
         Conversations { version: VERSION, time, flows, more, unlisted: self.flows.unlisted }
     }
 
@@ -231,7 +243,7 @@ impl State {
             Peer::Service(name) => Some(name.to_string()),
             Peer::Container(_) | Peer::Elsewhere(_) => None,
         });
-        let there = self.end(known.and_then(|known| peer(known)), id.protocol, id.remote);
+        let there = self.end(known.and_then(|known| known.peer()), id.protocol, id.remote);
         let there = ConversationEnd { service, ..there };
         let (here_flags, there_flags) = (flags(flow.tx_flags), flags(flow.rx_flags));
         let (client_flags, server_flags) =
@@ -243,7 +255,7 @@ impl State {
         };
         let here_tcp = known.and_then(|known| tcp_end(&known.container, id.local, id.remote));
         let there_tcp =
-            known.and_then(|known| peer(known)).and_then(|peer| tcp_end(peer, id.remote, id.local));
+            known.and_then(|known| known.peer()).and_then(|peer| tcp_end(peer, id.remote, id.local));
         let zero_windows = |count: u64| (id.protocol == TCP).then_some(count);
         let [kind, code] = id.remote.port.to_be_bytes();
         let mut conversation = Conversation {
@@ -287,13 +299,6 @@ impl State {
             address: end.address,
             port: matches!(protocol, 6 | 17 | 132).then_some(end.port),
         }
-    }
-}
-
-fn peer(known: &Known) -> Option<&str> {
-    match &known.peer {
-        Peer::Container(id) => Some(id),
-        Peer::Service(_) | Peer::Elsewhere(_) => None,
     }
 }
 

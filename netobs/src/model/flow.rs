@@ -80,6 +80,16 @@ pub struct Known {
     pub own: bool,
 }
 
+impl Known {
+    /// The container at the other end.
+    pub fn peer(&self) -> Option<&str> {
+        match &self.peer {
+            Peer::Container(id) => Some(id),
+            Peer::Service(_) | Peer::Elsewhere(_) => None,
+        }
+    }
+}
+
 /// By network and class, from the container's side: received, sent.
 pub type ByClass = BTreeMap<(Option<String>, Class), [Count; 2]>;
 
@@ -153,6 +163,27 @@ impl Flow<'_> {
     }
 }
 
+/// Whether the container at a flow's other end is still there.
+#[derive(Clone, Copy, Debug)]
+enum Peering {
+    /// Or it is none.
+    Lasts,
+    Ended(Instant),
+    /// It is not told of any more.
+    Forgotten,
+}
+
+impl Peering {
+    /// Whether all packets since one at `last` are of a later time.
+    fn is_over(self, last: Instant) -> bool {
+        match self {
+            Self::Lasts => false,
+            Self::Ended(at) => at < last,
+            Self::Forgotten => true,
+        }
+    }
+}
+
 /// A flow that began so long ago does not wait any longer for more to be told of its container: there are some that no
 /// engine tells of.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -191,7 +222,8 @@ impl State {
             let map = LazyCell::new(|| Map::new(self));
             let mut points: HashMap<InterfaceKey, Option<Point>> = HashMap::new();
             let mut unlisted = Kept::default();
-            let mut unknown = Vec::new();
+            let (mut unknown, mut outlived) = (Vec::new(), Vec::new());
+            let mut peers: HashMap<*const Known, Peering> = HashMap::new();
             for record in records {
                 let id = record.id();
                 let found = table.flows.find(&id);
@@ -199,10 +231,31 @@ impl State {
                 let flows = if full { &mut unlisted } else { &mut table.flows };
                 let found = if full { flows.find(&id) } else { found };
                 let at = found.unwrap_or_else(|| flows.insert(record));
+                let outlives = flows.standing(at).is_some_and(|Standing { known, .. }| {
+                    let peering = peers.entry(Arc::as_ptr(known)).or_insert_with(|| self.peering(known));
+                    peering.is_over(flows.get(at).1.last)
+                });
                 flows.add(at, record);
                 match flows.standing(at) {
+                    Some(_) if outlives => outlived.push((at, record)),
                     Some(standing) => settled.add(&id, &standing, record.rx, record.tx),
                     None => unknown.push((full, at, id.interface)),
+                }
+            }
+            let mut point_of = |interface: InterfaceKey| {
+                let found = points.entry(interface).or_insert_with(|| {
+                    let ended = table.ended.get(&interface).map(|(point, _)| point.clone());
+                    self.point(interface).or(ended).filter(|point| class::is_settled(self, point))
+                });
+                found.clone()
+            };
+            for (at, record) in outlived {
+                let id = record.id();
+                if let Some(point) = point_of(id.interface) {
+                    tell_again(&mut table.flows, at, &map, &point);
+                }
+                if let Some(standing) = table.flows.standing(at) {
+                    settled.add(&id, &standing, record.rx, record.tx);
                 }
             }
             // When all is in of what tells who the client is: a flow may be told of by several CPUs.
@@ -211,12 +264,8 @@ impl State {
                 if flows.standing(at).is_some() {
                     continue;
                 }
-                let point = points.entry(interface).or_insert_with(|| {
-                    let ended = table.ended.get(&interface).map(|(point, _)| point.clone());
-                    self.point(interface).or(ended).filter(|point| class::is_settled(self, point))
-                });
-                if let Some(point) = point {
-                    tell(flows, at, &map, point, &mut settled);
+                if let Some(point) = point_of(interface) {
+                    tell(flows, at, &map, &point, &mut settled);
                 }
             }
             table.unlisted += unlisted.len() as u64;
@@ -226,6 +275,15 @@ impl State {
         }
         self.flows = table;
         self.settle(settled);
+    }
+
+    /// How it stands with the other end.
+    fn peering(&self, known: &Known) -> Peering {
+        match known.peer().map(|peer| self.containers.get(peer)) {
+            None => Peering::Lasts,
+            Some(None) => Peering::Forgotten,
+            Some(Some(entry)) => entry.ended.map_or(Peering::Lasts, Peering::Ended),
+        }
     }
 
     /// Looks again at flows whose container was not known, and forgets those that are over.
@@ -411,6 +469,20 @@ fn tell(flows: &mut Kept, at: u32, map: &Map<'_>, point: &Point, settled: &mut S
     let (_, flow) = flows.get(at);
     if let Some(standing) = flows.standing(at) {
         settled.add(&id, &standing, flow.rx, flow.tx);
+    }
+}
+
+/// What a flow is from now on, whose other end was a container that has ended: its address may be another's by now.
+/// As long as nobody else has it, the name stays, but for a container that is not told of any more.
+fn tell_again(flows: &mut Kept, at: u32, map: &Map<'_>, point: &Point) {
+    let (id, flow) = flows.get(at);
+    let (Some(known), Some(standing)) = (flow.known, flows.standing(at)) else { return };
+    let (class, peer) = map.classify(point, id.protocol, id.local, id.remote);
+    let is_forgotten = known.peer().is_some_and(|peer| !map.knows(peer));
+    if is_forgotten || matches!(peer, Peer::Container(_)) {
+        let known = Known { class, peer, ..Known::clone(known) };
+        let (client, published) = (standing.client, standing.published);
+        flows.tell(at, known, client, published);
     }
 }
 

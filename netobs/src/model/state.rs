@@ -37,9 +37,6 @@ pub const NAMESPACES: &str = "namespaces";
 pub const PODS: &str = "kubernetes pods";
 pub const SERVICES: &str = "kubernetes services";
 
-/// How long what has ended is still shown.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
-
 pub(super) const NO_MAC: &str = "00:00:00:00:00:00";
 
 /// The first process of a container.
@@ -493,6 +490,11 @@ impl State {
         self.engines.values().any(|status| status.connected)
     }
 
+    /// Whether a container has not ended.
+    pub fn is_live(&self, id: &str) -> bool {
+        self.containers.get(id).is_some_and(|entry| is_live(&entry.info))
+    }
+
     pub fn knows_container(&self, id: &str) -> bool {
         self.containers.contains_key(id)
     }
@@ -552,6 +554,15 @@ impl State {
             }
         }
         let entry = self.containers.entry(info.id.clone()).or_default();
+        // What an interface has counted stays with the network that it was on when it is disconnected.
+        for interface in self.interfaces.values_mut() {
+            if interface.network.is_none()
+                && let Some(owner) = interface.owner.as_ref().filter(|owner| owner.container == info.id)
+                && network_of(&owner.inner, &info.endpoints).is_none()
+            {
+                interface.network = network_of(&owner.inner, &entry.info.endpoints).map(str::to_owned);
+            }
+        }
         // Another process, or networks connected or disconnected: what is inside may be new.
         if entry.info.pid != info.pid || places(&entry.info) != places(&info) {
             entry.namespace = None;

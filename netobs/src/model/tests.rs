@@ -10,7 +10,10 @@ use netobs_common::{Count, Counters, FIRST, class, l4};
 use super::{
     Baseline, Container, ContainerInfo, ContainerState, Endpoint, FlowCount, FlowEnd, FlowRecord, InnerLink,
     InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Namespace, NetworkInfo, Owner, Place, Removal,
-    Sample, Snapshot, State, Update, flow::FlowOptions, snapshot::EngineStatus, state::PROC,
+    Sample, Snapshot, State, Update,
+    flow::FlowOptions,
+    snapshot::{EdgeEnd, EngineStatus},
+    state::PROC,
 };
 
 const GRACE: Duration = Duration::from_secs(300);
@@ -474,19 +477,24 @@ fn interfaces_of_unknown_containers_end_with_the_grace_period_too() {
     assert_eq!(model.state.interfaces.len(), 1);
 }
 
-/// What two observed containers say to each other is on an edge once, also the last of it, which is told of when one of
-/// them has gone.
-#[test]
-fn an_edge_has_each_packet_once_also_at_the_end() {
+/// Two containers, `client` and `server`, each behind a veth.
+fn two_ends() -> (Model, [FlowEnd; 2]) {
     let mut model = Model::new();
     model.state = State::new("auto", GRACE).with_flows(FlowOptions::default());
     let end = |last, port| FlowEnd { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), port };
-    let (client, server) = (end(1, 40_000), end(2, 80));
-    for (key, name, address) in
-        [(VETH, "client", client.address), (InterfaceKey(3), "server", server.address)]
-    {
-        model.apply(Update::Container(running(name, 1)));
-        let inner = InnerLink { ifindex: 2, addresses: vec![address], ..InnerLink::default() };
+    let ends = [end(1, 40_000), end(2, 80)];
+    for (key, name, end) in [(VETH, "client", ends[0]), (SERVER, "server", ends[1])] {
+        model.with_end(key, name, end);
+    }
+    (model, ends)
+}
+
+const SERVER: InterfaceKey = InterfaceKey(3);
+
+impl Model {
+    fn with_end(&mut self, key: InterfaceKey, name: &str, end: FlowEnd) -> &mut Self {
+        self.apply(Update::Container(running(name, 1)));
+        let inner = InnerLink { ifindex: 2, addresses: vec![end.address], ..InnerLink::default() };
         let interface = InterfaceInfo {
             key,
             ifindex: 10 + key.0 as u32,
@@ -499,32 +507,141 @@ fn an_edge_has_each_packet_once_also_at_the_end() {
         };
         let owner = Some(Owner { container: running(name, 1).id, inner });
         let kernel = KernelStats::default();
-        model.apply(Update::Attached { interface, owner, baseline: None, kernel, latency: None });
+        self.apply(Update::Attached { interface, owner, baseline: None, kernel, latency: None })
     }
-    let now = model.now;
-    let count = |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
-    let record = |interface, local, remote, rx, tx| FlowRecord {
-        interface,
-        local,
-        remote,
-        protocol: 17,
-        rx: count(rx),
-        tx: count(tx),
-        rx_flags: if tx == 0 { FIRST } else { 0 },
-        tx_flags: if tx == 0 { 0 } else { FIRST },
-        rx_zero_windows: 0,
-        tx_zero_windows: 0,
-        first: now,
-        last: now,
+
+    /// Packets of a flow as one end has counted them by now.
+    fn flow(&mut self, key: InterfaceKey, local: FlowEnd, remote: FlowEnd, rx: u64, tx: u64) -> &mut Self {
+        let count = |n: u64| FlowCount { packets: n, bytes: 100 * n, wire_packets: n, wire_bytes: 100 * n };
+        self.apply(Update::Flows(vec![FlowRecord {
+            interface: key,
+            local,
+            remote,
+            protocol: 17,
+            rx: count(rx),
+            tx: count(tx),
+            rx_flags: if tx == 0 { FIRST } else { 0 },
+            tx_flags: if tx == 0 { 0 } else { FIRST },
+            rx_zero_windows: 0,
+            tx_zero_windows: 0,
+            first: self.now,
+            last: self.now,
+        }]))
+    }
+
+    /// Source, destination, and packets once.
+    fn edges(&self) -> Vec<(String, String, u64)> {
+        let name = |end: EdgeEnd| {
+            end.container.or_else(|| end.class.map(|class| class.name().to_owned())).expect("an end")
+        };
+        let edges = self.snapshot().edges;
+        edges.into_iter().map(|edge| (name(edge.source), name(edge.destination), edge.once.packets)).collect()
+    }
+}
+
+/// What both ends have of it is added up at the source, whoever is told of first, and at the one that is left when one of
+/// them has gone.
+#[test]
+fn an_edge_has_each_packet_once_also_at_the_end() {
+    let (mut model, [client, server]) = two_ends();
+    let both = |model: &mut Model, n| {
+        model.flow(VETH, client, server, 0, n).flow(SERVER, server, client, n, 0);
     };
-    let both = |n| {
-        let sent = record(VETH, client, server, 0, n);
-        Update::Flows(vec![sent, record(InterfaceKey(3), server, client, n, 0)])
+    let edge = |packets| vec![("client".to_owned(), "server".to_owned(), packets)];
+    both(&mut model, 10);
+    both(model.later(60), 1);
+    assert_eq!(model.edges(), edge(11));
+    model.apply(Update::Detached(Box::new(sample(VETH, 11, 0))));
+    both(&mut model, 4);
+    assert_eq!(model.edges(), edge(15));
+}
+
+/// Who has taken over an address of a container that has ended gets what is sent there from then on, though it be of the
+/// same flow.
+#[test]
+fn a_flow_outlives_the_container_that_it_led_to() {
+    let (mut model, [client, server]) = two_ends();
+    let edge = |to: &str, packets| ("client".to_owned(), to.to_owned(), packets);
+    model.flow(VETH, client, server, 0, 10);
+    let removed = Update::Removed { id: running("server", 1).id };
+    model.later(1).apply(Update::Detached(Box::new(sample(SERVER, 10, 0)))).apply(removed);
+    model.later(1).flow(VETH, client, server, 0, 5);
+    assert_eq!(model.edges(), [edge("server", 15)], "nobody else has the address");
+    model.with_end(InterfaceKey(4), "successor", server);
+    model.later(1).flow(VETH, client, server, 0, 3).flow(InterfaceKey(4), server, client, 3, 0);
+    assert_eq!(model.edges(), [edge("server", 15), edge("successor", 3)]);
+    // Kept up until the first is not told of any more.
+    for _ in 0..20 {
+        model.later(20).flow(VETH, client, server, 0, 1);
+    }
+    assert_eq!(model.edges(), [edge("successor", 23)]);
+}
+
+/// The same where nobody has the address now: it is no container's.
+#[test]
+fn a_flow_to_a_container_that_is_forgotten_is_in_an_edge_that_stays() {
+    let (mut model, [client, server]) = two_ends();
+    model.flow(VETH, client, server, 0, 1);
+    let removed = Update::Removed { id: running("server", 1).id };
+    model.later(1).apply(Update::Detached(Box::new(sample(SERVER, 0, 0)))).apply(removed);
+    for _ in 0..20 {
+        model.later(20).flow(VETH, client, server, 0, 1);
+    }
+    let edges = model.edges();
+    let [(source, destination, packets)] = edges.as_slice() else { panic!("{edges:?}") };
+    assert_eq!((source.as_str(), destination.as_str()), ("client", "external"));
+    let total = 21;
+    assert!((1..total).contains(packets), "what came after it was forgotten: {edges:?}");
+    model.later(20).flow(VETH, client, server, 0, 1);
+    assert_eq!(model.edges()[0].2, packets + 1);
+}
+
+#[test]
+fn conversations_are_those_with_the_most_bytes() {
+    let (mut model, [client, server]) = two_ends();
+    for n in 0..1000u16 {
+        let client = FlowEnd { port: 2000 + n, ..client };
+        model.flow(VETH, client, server, 0, 1 + u64::from(n) * 7919 % 1000);
+    }
+    for limit in [0, 1, 3, 200, 999, 1000, usize::MAX] {
+        let told = model.state.conversations(model.now, SystemTime::UNIX_EPOCH, |_| true, limit);
+        let packets: Vec<u64> = told.flows.iter().map(super::conversation::Conversation::packets).collect();
+        let most: Vec<u64> = (1..=1000).rev().take(limit).collect();
+        assert_eq!((packets, told.more), (most, 1000 - limit.min(1000)), "{limit}");
+    }
+}
+
+/// What is observed inside a container has no bridge: the engine says which network it is on, as long as it is.
+#[test]
+fn what_was_counted_inside_stays_with_its_network() {
+    let mut model = Model::new();
+    let address = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+    let endpoint = Endpoint { network: "mv".to_owned(), addresses: vec![address], ..Endpoint::default() };
+    let connected = ContainerInfo { endpoints: vec![endpoint], ..running("web", 1) };
+    let inner =
+        InnerLink { name: "eth0".to_owned(), ifindex: 2, addresses: vec![address], ..InnerLink::default() };
+    let interface = InterfaceInfo {
+        key: VETH,
+        ifindex: 2,
+        name: "eth0".to_owned(),
+        kind: InterfaceKind::Macvlan,
+        place: Place::Inside,
+        master: None,
+        peer_ifindex: None,
+        peer_nsid: None,
     };
-    let once =
-        |model: &Model| -> Vec<u64> { model.snapshot().edges.iter().map(|edge| edge.once.packets).collect() };
-    model.apply(both(10)).later(60).apply(both(1));
-    assert_eq!(once(&model), [11]);
-    model.apply(Update::Detached(Box::new(sample(VETH, 11, 0)))).apply(both(4));
-    assert_eq!(once(&model), [15]);
+    let owner = Some(Owner { container: connected.id.clone(), inner });
+    let (baseline, kernel) = (Some(Baseline::default()), KernelStats::default());
+    model.apply(Update::Container(connected));
+    model.apply(Update::Attached { interface, owner, baseline, kernel, latency: None });
+    model.apply(Update::Samples(vec![sample(VETH, 5, 6)]));
+    let network = |model: &Model| -> Vec<Option<String>> {
+        let interfaces = model.container("web").expect("known").interfaces;
+        interfaces.into_iter().map(|interface| interface.network).collect()
+    };
+    assert_eq!(network(&model), [Some("mv".to_owned())]);
+    model.apply(Update::Container(running("web", 1)));
+    assert_eq!(network(&model), [Some("mv".to_owned())], "disconnected, and not yet let go");
+    model.apply(Update::Detached(Box::new(sample(VETH, 5, 6))));
+    assert_eq!(network(&model), [Some("mv".to_owned())], "and let go");
 }

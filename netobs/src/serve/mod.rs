@@ -218,6 +218,9 @@ struct FlowsQuery {
 /// Flows in one answer, if not asked otherwise.
 const FLOWS: usize = 1000;
 
+/// And at most, whoever asks: each takes about a kilobyte here, and as much in the answer.
+const MOST_FLOWS: usize = 10_000;
+
 /// # Errors
 /// Without privileges, when the address is taken, or for a web configuration that cannot be used.
 pub fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
@@ -475,7 +478,7 @@ async fn index() -> &'static str {
 
 async fn flows(State(asker): State<Asker>, Query(query): Query<FlowsQuery>) -> Response {
     let (answer, answered) = oneshot::channel();
-    let limit = query.limit.unwrap_or(FLOWS);
+    let limit = query.limit.unwrap_or(FLOWS).min(MOST_FLOWS);
     let whose = query.container.map_or(Whose::All, Whose::Of);
     if asker.0.try_send(Request::Flows(FlowsRequest { whose, limit, answer })).is_err() {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many requests are waiting\n").into_response();

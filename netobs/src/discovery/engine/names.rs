@@ -98,21 +98,25 @@ pub fn tasks(sockets: impl IntoIterator<Item = (Api, PathBuf)>) -> Vec<EngineTas
 }
 
 /// `$DOCKER_HOST` if it is a local socket, else Docker's usual one; Podman's and those of runtimes, where there are
-/// any. A host that has only runtimes has no Docker to miss.
+/// any. A host that has only these has no Docker to miss.
 pub fn default_tasks() -> Vec<EngineTask> {
     let configured = std::env::var("DOCKER_HOST").unwrap_or_default();
     let named = configured.strip_prefix("unix://").filter(|path| path.starts_with('/'));
-    let podman = Some(PathBuf::from(PODMAN_SOCKET)).filter(|socket| socket.exists());
-    let runtimes: Vec<_> =
-        cri::USUAL_SOCKETS.map(PathBuf::from).into_iter().filter(|socket| socket.exists()).collect();
-    let is_missed = named.is_some() || runtimes.is_empty() || Path::new(DOCKER_SOCKET).exists();
-    let docker = is_missed.then(|| PathBuf::from(named.unwrap_or(DOCKER_SOCKET)));
-    let engines = docker.into_iter().chain(podman).map(|socket| (Api::Docker, socket));
-    let mut all = tasks(engines.chain(runtimes.into_iter().map(|socket| (Api::Cri, socket))));
+    let mut all = tasks(usual_sockets(named, Path::exists));
     for task in &mut all {
         task.found = task.api == Api::Cri;
     }
     all
+}
+
+fn usual_sockets(docker: Option<&str>, exists: impl Fn(&Path) -> bool) -> Vec<(Api, PathBuf)> {
+    let of = |api, socket: &str| (api, PathBuf::from(socket));
+    let others = [of(Api::Docker, PODMAN_SOCKET)].into_iter();
+    let others = others.chain(cri::USUAL_SOCKETS.map(|socket| of(Api::Cri, socket)));
+    let others: Vec<_> = others.filter(|(_, socket)| exists(socket)).collect();
+    let is_missed = docker.is_some() || others.is_empty() || exists(Path::new(DOCKER_SOCKET));
+    let docker = is_missed.then(|| of(Api::Docker, docker.unwrap_or(DOCKER_SOCKET)));
+    docker.into_iter().chain(others).collect()
 }
 
 /// Whether two paths lead to one socket, as with Podman's stand-in for Docker's.
@@ -133,6 +137,20 @@ mod tests {
         assert_eq!(of("/b", Kind::Podman), "podman", "it has said what it is");
         assert_eq!(of("/c", Kind::Podman), "podman-2");
         assert_eq!(of("/b", Kind::Podman), "podman");
+    }
+
+    #[test]
+    fn what_is_missed_where_it_is_not() {
+        let asked = |docker, there: &[&str]| -> Vec<String> {
+            let sockets = usual_sockets(docker, |socket| there.iter().any(|one| socket == Path::new(one)));
+            sockets.into_iter().map(|(_, socket)| socket.display().to_string()).collect()
+        };
+        let [runtime, ..] = cri::USUAL_SOCKETS;
+        assert_eq!(asked(None, &[]), [DOCKER_SOCKET], "nothing is there: that is to be told");
+        assert_eq!(asked(None, &[PODMAN_SOCKET]), [PODMAN_SOCKET]);
+        assert_eq!(asked(None, &[runtime]), [runtime]);
+        assert_eq!(asked(None, &[DOCKER_SOCKET, PODMAN_SOCKET]), [DOCKER_SOCKET, PODMAN_SOCKET]);
+        assert_eq!(asked(Some("/mine"), &[PODMAN_SOCKET, runtime]), ["/mine", PODMAN_SOCKET, runtime]);
     }
 
     #[test]

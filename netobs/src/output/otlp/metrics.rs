@@ -71,9 +71,14 @@ impl<'a> Anew<'a> {
         Self(each.collect())
     }
 
+    /// Of a series without an interface: whether any of its container's is among them.
     fn has(&self, labels: &[(String, String)]) -> bool {
-        let of = |name: &str| labels.iter().find(|(label, _)| label == name).map_or("", |(_, value)| value);
-        self.0.contains(&(of("id"), of("interface")))
+        let of = |name: &str| labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str());
+        let Some(id) = of("id") else { return false };
+        match of("interface") {
+            Some(interface) => self.0.contains(&(id, interface)),
+            None => self.0.iter().any(|(of, _)| *of == id),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Families about networks, host interfaces and netobs itself; directions are the host's.
 
+use std::collections::HashSet;
+
 use prometheus::{Error, proto::Metric};
 
 use super::exposition::{Exposition, Labels, UNKNOWN, US_PER_SECOND, float, histogram, merge, name_of};
@@ -45,8 +47,10 @@ fn write_networks(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), E
 
 /// What is counted and belongs to no container or network, so that nothing observed is missing.
 fn write_interfaces(snapshot: &Snapshot, out: &mut Exposition<'_>) -> Result<(), Error> {
+    let bridges: HashSet<&str> =
+        snapshot.networks.iter().filter_map(|network| network.bridge.as_deref()).collect();
     let orphans = snapshot.interfaces.iter().filter(|interface| match interface.kind {
-        InterfaceKind::Bridge => interface.network.is_none(),
+        InterfaceKind::Bridge => !bridges.contains(interface.name.as_str()),
         _ => interface.container_id.is_none(),
     });
     let orphans = orphans.map(|interface| {

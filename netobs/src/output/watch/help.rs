@@ -21,7 +21,7 @@ const KEYS: [(&str, &str); 11] = [
     ("1 2 3 4, Tab", "containers, networks, flows, drops"),
     ("s, < >", "sort by the next or previous column"),
     ("r", "reverse the order"),
-    ("/", "filter: words, name= network= id= state= project= service="),
+    ("/", "filter: words, name= network= id= state= project= service= namespace= pod="),
     ("p, Space", "pause; nothing is missed meanwhile"),
     ("?, h", "this help"),
     ("Ctrl-U", "while typing: start over"),
@@ -33,7 +33,7 @@ const MEANINGS: [&str; 7] = [
     "NON-TCP is the share of packets that are not TCP. DROPS are the kernel's, of the interface.",
     "HOST RX is what the host receives from the network; CONT is the sum of the containers' sides.",
     "FLOWS: → is from the client to the server; LOST was sent by one container and not received by the other.",
-    "DROPS: what the kernel threw away since that view was first opened, other than at a packet's usual end.",
+    "DROPS: what the kernel threw away since that view was first opened (or the agent began), other than at a packet's usual end.",
     "Dimmed: ended; its totals stay for a while. '-': not known.",
 ];
 
