@@ -64,12 +64,13 @@ impl Order {
         self.next += 1;
     }
 
-    /// The earliest, if it need not be held any longer: `now_ns` is by the packets' clock, `is_named` says
-    /// whether it is known whose a slot is. Dropped ones may be nobody's, and do not wait for it.
-    pub fn pop(&mut self, now_ns: u64, is_named: impl FnOnce(u32) -> bool) -> Option<Captured> {
+    /// The earliest, if it need not be held any longer: all that had come out of a program by `until_ns`, by the packets'
+    /// clock, is here; `is_named` says whether it is known whose a slot is. Dropped ones may be nobody's, and do not
+    /// wait for it.
+    pub fn pop(&mut self, until_ns: u64, is_named: impl FnOnce(u32) -> bool) -> Option<Captured> {
         let Reverse(first) = self.heap.peek()?;
         let header = &first.captured.header;
-        let age = Duration::from_nanos(now_ns.saturating_sub(header.time_ns));
+        let age = Duration::from_nanos(until_ns.saturating_sub(header.time_ns));
         let is_dropped = first.captured.dropped.is_some();
         let is_due = age >= PATIENCE || age >= HOLD && (is_dropped || is_named(header.slot));
         if is_due || self.bytes > MAX_BYTES { self.take() } else { None }

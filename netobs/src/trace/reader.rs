@@ -29,6 +29,14 @@ use crate::{
 /// Packets taken out of the ring before some are written.
 const BATCH: usize = 1024;
 
+/// What was taken out of the rings at a time.
+struct Batch {
+    /// Of the ring that had more.
+    taken: usize,
+    /// See [`read_until`].
+    until_ns: u64,
+}
+
 /// How long it waits for packets, and how soon those that are held are looked at again.
 const IDLE_MS: u16 = 200;
 const HELD_MS: u16 = 5;
@@ -171,9 +179,9 @@ impl<W: Write> Reader<W> {
                 return Ok(());
             }
             loop {
-                let taken = self.take_batch();
-                self.write_due()?;
-                if taken < BATCH || self.is_full {
+                let batch = self.take_batch()?;
+                self.write_due(&batch)?;
+                if batch.taken < BATCH || self.is_full {
                     break;
                 }
             }
@@ -190,10 +198,11 @@ impl<W: Write> Reader<W> {
                 || reader.read_drops < last.dropped.delivered && reader.drops.is_some()
         };
         while is_behind(self) && std::time::Instant::now() < end {
-            if self.take_batch() == 0 {
+            let batch = self.take_batch()?;
+            if batch.taken == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            self.write_due()?;
+            self.write_due(&batch)?;
         }
         let book = self.names.get();
         while !self.is_full
@@ -213,12 +222,14 @@ impl<W: Write> Reader<W> {
         Arc::clone(&self.written)
     }
 
-    /// How many came out of the ring that had more.
-    fn take_batch(&mut self) -> usize {
+    fn take_batch(&mut self) -> io::Result<Batch> {
+        // Before both: what is captured while one is read may be in the other already.
+        let began_ns = now_ns()?;
         let Self { ring, drops, order, is_full, .. } = self;
-        let mut taken = 0;
+        let (mut taken, mut last_ns) = (0, 0);
         while taken < BATCH
             && ring.next(|header, bytes| {
+                last_ns = header.time_ns;
                 if !*is_full {
                     order.push(Captured { header: *header, bytes: bytes.to_vec(), dropped: None });
                 }
@@ -229,18 +240,20 @@ impl<W: Write> Reader<W> {
         self.read += taken as u64;
         let dropped = drops.as_mut().map(|drops| drops.ring.take(BATCH)).unwrap_or_default();
         self.read_drops += dropped.len() as u64;
+        let last_drop_ns = dropped.last().map_or(0, |record| record.time_ns);
+        let until_ns = read_until(began_ns, [(taken, last_ns), (dropped.len(), last_drop_ns)]);
         let taken = taken.max(dropped.len());
         if !*is_full {
             dropped.into_iter().for_each(|record| order.push(Captured::of_drop(record)));
         }
-        taken
+        Ok(Batch { taken, until_ns })
     }
 
-    fn write_due(&mut self) -> io::Result<()> {
-        let (now_ns, book) = (now_ns()?, self.names.get());
+    fn write_due(&mut self, batch: &Batch) -> io::Result<()> {
+        let book = self.names.get();
         let is_named = |slot: u32| book.by_slot.get(&slot).is_some_and(|(_, is_settled)| *is_settled);
         while !self.is_full
-            && let Some(captured) = self.order.pop(now_ns, is_named)
+            && let Some(captured) = self.order.pop(batch.until_ns, is_named)
         {
             self.write_packet(captured, &book)?;
         }
@@ -329,6 +342,13 @@ pub(crate) fn packet(captured: Captured, book: &Book, epoch_ns: u64, snaplen: u3
     }
 }
 
+/// Until when all is read that had come out of a program, of reading that began then: of each ring how many were taken,
+/// and the last one's time. One that was not read to its end has more of about that time.
+fn read_until(began_ns: u64, rings: [(usize, u64); 2]) -> u64 {
+    let unread = rings.into_iter().filter(|(taken, _)| *taken == BATCH).map(|(_, last_ns)| last_ns);
+    unread.fold(began_ns, u64::min)
+}
+
 /// By the packets' clock.
 fn now_ns() -> io::Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
@@ -343,6 +363,14 @@ fn nanoseconds(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use netobs_common::trace::TraceHeader;
+
+    #[test]
+    fn a_ring_that_has_more_holds_back_the_other() {
+        assert_eq!(read_until(1000, [(3, 990), (0, 0)]), 1000, "both are empty");
+        assert_eq!(read_until(1000, [(BATCH, 700), (3, 990)]), 700);
+        assert_eq!(read_until(1000, [(BATCH, 700), (BATCH, 600)]), 600);
+        assert_eq!(read_until(1000, [(BATCH, 1010), (0, 0)]), 1000, "captured while it was read");
+    }
 
     #[test]
     fn a_tag_outside_the_frame_is_put_into_it() {

@@ -187,6 +187,24 @@ fn pods_have_their_labels() {
 }
 
 #[test]
+fn a_bridge_is_in_its_network_or_by_itself() {
+    let mut snapshot = fixture::snapshot();
+    let is_by_itself = |snapshot: &Snapshot| {
+        let series = parse(&encode(snapshot).expect("text"));
+        let bridge =
+            "netobs_interface_receive_packets_total{host_interface=\"br-eeeeeeeeeeee\",kind=\"bridge\"}";
+        series.contains_key(bridge)
+    };
+    assert!(!is_by_itself(&snapshot));
+    // No engine tells of it: it goes by its own name.
+    snapshot.networks.clear();
+    for interface in &mut snapshot.interfaces {
+        interface.network = Some(interface.name.clone());
+    }
+    assert!(is_by_itself(&snapshot));
+}
+
+#[test]
 fn interfaces_without_a_name_are_one_series() {
     let series = parse(&encode(&fixture::snapshot()).expect("text"));
     let unknown = labels("db", 'c', "unknown", "shop_default");
