@@ -85,10 +85,9 @@ impl Inside {
         let gone: Vec<Target> = self
             .held
             .iter()
-            .filter(|(target, held)| match wanted.get(target) {
-                None => !state.is_to_be_looked_into(&held.container),
-                // The namespace, or its number, is another's by now.
-                Some(wanted) => wanted.owner.container != held.container && !state.is_live(&held.container),
+            .filter(|(target, held)| {
+                let wanted = wanted.get(target).map(|wanted| wanted.owner.container.as_str());
+                state.lets_go(&held.container, wanted)
             })
             .map(|(target, _)| target.clone())
             .collect();

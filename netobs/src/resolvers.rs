@@ -61,10 +61,9 @@ impl Resolvers {
             return;
         }
         let wanted = wanted(state);
-        self.release(state, now, |identity, held, state| match wanted.get(identity) {
-            None => !state.is_to_be_looked_into(&held.container),
-            // The namespace, or its number, is another's by now.
-            Some((container, _)) => *container != held.container && !state.is_live(&held.container),
+        self.release(state, now, |identity, held, state| {
+            let wanted = wanted.get(identity).map(|(container, _)| container.as_str());
+            state.lets_go(&held.container, wanted)
         });
         let refused = |failed: &BTreeMap<_, Failed>| failed.values().any(|failed| failed.is_refused);
         let was_refused = refused(&self.failed);

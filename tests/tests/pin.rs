@@ -3,6 +3,7 @@
 use std::{
     net::UdpSocket,
     os::{fd::AsFd as _, unix::fs::PermissionsExt},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -368,22 +369,19 @@ fn a_folder_with_something_of_others_is_left_alone() {
         let mode = std::fs::metadata(&folder).expect("a folder").permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
     };
+    let cleanup_fails = |folder: &Path| {
+        let mut command = program::netobs(Some(&world.host));
+        let cleaned = command.arg("cleanup").arg("--pin-folder").arg(folder).output().expect("run netobs");
+        assert!(!cleaned.status.success());
+        String::from_utf8_lossy(&cleaned.stdout).into_owned()
+    };
     is_as_before(&bpffs.refused(&world.host, &[]));
-    let cleaned = program::netobs(Some(&world.host))
-        .args(["cleanup", "--pin-folder", &folder.display().to_string()])
-        .output()
-        .expect("run netobs");
-    assert!(!cleaned.status.success());
-    is_as_before(&String::from_utf8_lossy(&cleaned.stdout));
+    is_as_before(&cleanup_fails(&folder));
     // Nor any other folder.
     let plain = tempfile::tempdir().expect("a folder");
     std::fs::write(plain.path().join("counters"), "mine").expect("write");
-    let cleaned = program::netobs(Some(&world.host))
-        .args(["cleanup", "--pin-folder", &plain.path().display().to_string()])
-        .output()
-        .expect("run netobs");
-    assert!(!cleaned.status.success());
-    assert!(plain.path().join("counters").exists(), "{}", String::from_utf8_lossy(&cleaned.stdout));
+    let said = cleanup_fails(plain.path());
+    assert!(plain.path().join("counters").exists(), "{said}");
 }
 
 #[test]

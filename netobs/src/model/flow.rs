@@ -222,7 +222,8 @@ impl State {
             let map = LazyCell::new(|| Map::new(self));
             let mut points: HashMap<InterfaceKey, Option<Point>> = HashMap::new();
             let mut unlisted = Kept::default();
-            let (mut unknown, mut outlived) = (Vec::new(), Vec::new());
+            // Not told of yet, or to be told of again.
+            let mut unsettled = Vec::new();
             let mut peers: HashMap<*const Known, Peering> = HashMap::new();
             for record in records {
                 let id = record.id();
@@ -237,35 +238,28 @@ impl State {
                 });
                 flows.add(at, record);
                 match flows.standing(at) {
-                    Some(_) if outlives => outlived.push((at, record)),
-                    Some(standing) => settled.add(&id, &standing, record.rx, record.tx),
-                    None => unknown.push((full, at, id.interface)),
-                }
-            }
-            let mut point_of = |interface: InterfaceKey| {
-                let found = points.entry(interface).or_insert_with(|| {
-                    let ended = table.ended.get(&interface).map(|(point, _)| point.clone());
-                    self.point(interface).or(ended).filter(|point| class::is_settled(self, point))
-                });
-                found.clone()
-            };
-            for (at, record) in outlived {
-                let id = record.id();
-                if let Some(point) = point_of(id.interface) {
-                    tell_again(&mut table.flows, at, &map, &point);
-                }
-                if let Some(standing) = table.flows.standing(at) {
-                    settled.add(&id, &standing, record.rx, record.tx);
+                    Some(standing) if !outlives => settled.add(&id, &standing, record.rx, record.tx),
+                    _ => unsettled.push((full, at, record, outlives)),
                 }
             }
             // When all is in of what tells who the client is: a flow may be told of by several CPUs.
-            for (full, at, interface) in unknown {
+            for (full, at, record, outlives) in unsettled {
+                let id = record.id();
                 let flows = if full { &mut unlisted } else { &mut table.flows };
-                if flows.standing(at).is_some() {
+                if !outlives && flows.standing(at).is_some() {
                     continue;
                 }
-                if let Some(point) = point_of(interface) {
-                    tell(flows, at, &map, &point, &mut settled);
+                let point = points.entry(id.interface).or_insert_with(|| {
+                    let ended = table.ended.get(&id.interface).map(|(point, _)| point.clone());
+                    self.point(id.interface).or(ended).filter(|point| class::is_settled(self, point))
+                });
+                match point {
+                    Some(point) if outlives => tell_again(flows, at, &map, point),
+                    Some(point) => tell(flows, at, &map, point, &mut settled),
+                    None => {}
+                }
+                if outlives && let Some(standing) = flows.standing(at) {
+                    settled.add(&id, &standing, record.rx, record.tx);
                 }
             }
             table.unlisted += unlisted.len() as u64;

@@ -490,9 +490,15 @@ impl State {
         self.engines.values().any(|status| status.connected)
     }
 
-    /// Whether a container has not ended.
-    pub fn is_live(&self, id: &str) -> bool {
-        self.containers.get(id).is_some_and(|entry| is_live(&entry.info))
+    /// Whether what is attached on account of a container is to be let go; `wanted` is the container on whose account it
+    /// is to be there now. That may be another's: a namespace that goes on, or whose number is used again.
+    pub fn lets_go(&self, held: &str, wanted: Option<&str>) -> bool {
+        match wanted {
+            None => !self.is_to_be_looked_into(held),
+            Some(wanted) => {
+                wanted != held && !self.containers.get(held).is_some_and(|entry| is_live(&entry.info))
+            }
+        }
     }
 
     pub fn knows_container(&self, id: &str) -> bool {

@@ -66,19 +66,16 @@ impl<'a> Anew<'a> {
         let each = snapshot.containers.iter().flat_map(|container| {
             let anew = |place| matches!(place, Place::Inside | Place::Cgroup);
             let interfaces = container.interfaces.iter().filter(move |one| one.observed.is_some_and(anew));
-            interfaces.map(|one| (short_id(&container.id), one.name.as_deref().unwrap_or(families::UNKNOWN)))
+            let names = interfaces.map(|one| one.name.as_deref().unwrap_or(families::UNKNOWN));
+            // Without a name: series of all of the container's interfaces.
+            names.flat_map(|name| [name, ""]).map(|name| (short_id(&container.id), name))
         });
         Self(each.collect())
     }
 
-    /// Of a series without an interface: whether any of its container's is among them.
     fn has(&self, labels: &[(String, String)]) -> bool {
-        let of = |name: &str| labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str());
-        let Some(id) = of("id") else { return false };
-        match of("interface") {
-            Some(interface) => self.0.contains(&(id, interface)),
-            None => self.0.iter().any(|(of, _)| *of == id),
-        }
+        let of = |name: &str| labels.iter().find(|(label, _)| label == name).map_or("", |(_, value)| value);
+        self.0.contains(&(of("id"), of("interface")))
     }
 }
 
