@@ -1,12 +1,19 @@
 //! Attaching to interfaces: by filters and by links, and by an agent as they come.
 
-use std::time::Instant;
+use std::{net::UdpSocket, time::Instant};
 
 use netobs::{
     ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
-use netobs_tests::{http, netns::Netns, program::Agent, wait_for};
+use netobs_tests::{
+    background::Background,
+    http,
+    netns::{Netns, World},
+    program::{Agent, number},
+    wait_for,
+};
+use serde_json::Value;
 
 use crate::{
     Effort,
@@ -40,14 +47,60 @@ pub fn measure(effort: Effort) -> (Vec<Table>, Vec<Target>) {
     for (share, ms) in as_they_come(pairs) {
         come.row(&[format!("{share}%"), ms]);
     }
-    (vec![table, come], Vec::new())
+    (vec![table, lost(if effort.quick { 4 } else { 20 }), come], Vec::new())
+}
+
+/// What the kernel drops of a load that comes out of an interface while it is attached to.
+fn lost(rounds: usize) -> Table {
+    let mut table = Table::new(
+        &format!(
+            "Packets that the kernel drops (`tx_dropped`) of datagrams sent through a new veth without a pause, while both \
+             directions are attached to; {rounds} veths."
+        ),
+        &["by", "packets dropped", "packets sent in a second"],
+    );
+    for (what, mode) in [("clsact filters", AttachMode::Clsact), ("TCX links", AttachMode::Tcx)] {
+        let (dropped, rates): (Vec<_>, Vec<_>) = (0..rounds).map(|_| lost_once(mode)).unzip();
+        table.row(&[what.to_owned(), Spread::of(dropped).show(0), Spread::of(rates).show(0)]);
+    }
+    table
+}
+
+/// Packets dropped, and packets a second.
+fn lost_once(mode: AttachMode) -> (f64, f64) {
+    let world = World::new(1);
+    world.host.sh("busybox ping -q -c 1 10.77.0.10");
+    let socket = world.host.run(|| UdpSocket::bind("10.77.0.1:0").expect("bind"));
+    let counters = || {
+        let links: Value =
+            serde_json::from_str(&world.host.sh("ip -s -j link show dev veth0")).expect("JSON of ip");
+        ["packets", "dropped"].map(|name| number(&links[0], &format!("stats64.tx.{name}")) as f64)
+    };
+    let (mut observer, ifindex) =
+        world.host.run(move || (observer(mode), nix::net::if_::if_nametoindex("veth0").expect("its index")));
+    let load = Background::repeat(move || {
+        for _ in 0..1000 {
+            let _ = socket.send_to(&[0; 18], "10.77.0.10:4000");
+        }
+    });
+    let (start, [packets_before, dropped_before]) = (Instant::now(), counters());
+    let attached = world.host.run(move || {
+        observer.attach(InterfaceKey(0), ifindex, false).expect("attach");
+        observer
+    });
+    let ([packets, dropped], elapsed) = (counters(), start.elapsed().as_secs_f64());
+    drop((load, attached));
+    (dropped - dropped_before, (packets - packets_before) / elapsed)
+}
+
+fn observer(mode: AttachMode) -> Observer {
+    let events = EventOptions::default();
+    Observer::load(Options { max_interfaces: 64, mode, max_flows: 0, events, log: false }).expect("load")
 }
 
 /// ms each.
 fn times(interfaces: u32, mode: AttachMode) -> Vec<f64> {
-    let events = EventOptions::default();
-    let mut observer =
-        Observer::load(Options { max_interfaces: 64, mode, max_flows: 0, events, log: false }).expect("load");
+    let mut observer = observer(mode);
     (0..interfaces)
         .map(|n| {
             let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);

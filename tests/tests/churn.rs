@@ -66,7 +66,8 @@ impl Batch {
         for (net, containers, gateway) in [(79, &bridged, "10.79.0.1"), (80, &on_parent, "10.80.0.1")] {
             for (n, container) in containers.iter().enumerate() {
                 container.netns().sh(&format!(
-                    "ip addr add 10.{net}.1.{}/16 dev eth0; ip link set eth0 up; busybox ping -q -c 1 {gateway}",
+                    "ip addr add 10.{net}.1.{}/16 dev eth0; ip link set eth0 up; \
+                     for i in 1 2 3; do busybox ping -q -c 1 -W 2 {gateway} && exit; done; exit 1",
                     n + 1
                 ));
             }
@@ -181,6 +182,11 @@ fn churn(mode: &str, batch: Batch, batches: usize) {
     // Allocators, caches and the runtime have taken what they keep after that.
     round(false, None);
     round(false, None);
+    // Slots are given back when their flows have been read, some time after the interfaces went.
+    wait_for("free slots", LIMIT, || match Traces::of(&host, agent.pid()).maps["SENDERS"] {
+        now if now == 2 * STAYING => Ok(()),
+        other => Err(format!("{other} senders")),
+    });
     let before = Traces::settled(&host, agent.pid());
     assert_eq!(before.namespaces, 0, "{before:?}");
     let resident = agent.resident_kib();

@@ -2,11 +2,13 @@
 //! noticed, repaired and said.
 
 use std::{
+    net::UdpSocket,
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
 use netobs_tests::{
+    background::Background,
     bpf,
     bpffs::Bpffs,
     filters::Filter,
@@ -128,6 +130,44 @@ fn what_others_remove_is_attached_again() {
     assert_eq!(number(&watch.interface("veth1"), "rx.protocol.icmp.packets"), before + 4);
     assert_eq!(watch.fresh()["agent"]["unattached"], serde_json::json!([]));
     drop(tcx);
+}
+
+/// The kernel drops what comes out of an interface while a clsact qdisc is made for it; nothing else that is attached
+/// or detached costs a packet.
+#[test]
+fn nothing_is_lost_by_attaching() {
+    let dropped = |host: &Netns| {
+        let links: Value =
+            serde_json::from_str(&host.sh("ip -s -j link show dev veth0")).expect("JSON of ip");
+        (number(&links[0], "stats64.tx.dropped"), number(&links[0], "stats64.tx.packets"))
+    };
+    for mode in attach_modes("nothing_is_lost_by_attaching") {
+        let world = World::new(1);
+        if *mode == "clsact" {
+            world.host.sh(&format!("tc qdisc add dev veth0 clsact; tc qdisc add dev {BRIDGE} clsact"));
+        }
+        ping(&world);
+        let socket = world.host.run(|| UdpSocket::bind("10.77.0.1:0").expect("bind"));
+        let load = Background::repeat(move || {
+            for _ in 0..1000 {
+                // Nobody listens; what the kernel does not take is not sent.
+                let _ = socket.send_to(&[0; 18], "10.77.0.10:4000");
+            }
+        });
+        let (dropped_before, passed_before) = dropped(&world.host);
+        for _ in 0..5 {
+            let mut watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
+            watch.until("the load", |snapshot| {
+                let veth = program::interface(snapshot, "veth0")?;
+                (number(&veth, "tx.protocol.udp.packets") > 1000).then_some(())
+            });
+            watch.terminate();
+        }
+        drop(load);
+        let (dropped, passed) = dropped(&world.host);
+        assert!(passed - passed_before > 100_000, "{mode}: {passed} packets");
+        assert_eq!(dropped - dropped_before, 0, "{mode}, of {passed}");
+    }
 }
 
 /// Where there is no interface of the host: filters inside a container, links to a cgroup.

@@ -10,7 +10,7 @@ use netobs_tests::{
     frames, kernel,
     netns::Netns,
     pretend::Pretend,
-    program::{LIMIT, Watch, container, number, unless_left_out},
+    program::{LIMIT, Watch, binary, container, number, unless_left_out},
     row,
     trace::Trace,
     traffic, wait_for,
@@ -160,8 +160,34 @@ fn traces() {
     assert_eq!((traced.counts().matched, traced.json().len()), (20, 20));
 }
 
+/// Before 5.11 maps count as locked memory: that it is limited is said, where the limit cannot be lifted.
+fn has_memory_to_lock() {
+    let world = Bridged::new(BRIDGE, "10.83.0", []);
+    let watch = |bounding_set: &str, limit: &str| {
+        let script = format!(
+            "ulimit -l {limit} && exec setpriv --bounding-set {bounding_set} \"$0\" watch --once --no-engine"
+        );
+        let output = world.host.command("sh").args(["-c", &script]).arg(binary()).output().expect("run sh");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (started, error) = watch("-sys_resource", "64");
+    if kernel::release() >= (5, 11) {
+        assert!(started, "{error}");
+        return;
+    }
+    assert!(!started, "{error}");
+    for part in ["locked memory", "ulimit -l unlimited", "CAP_SYS_RESOURCE"] {
+        assert!(error.contains(part), "{error}");
+    }
+    for (bounding_set, limit) in [("-sys_resource", "unlimited"), ("-chown", "64")] {
+        let (started, error) = watch(bounding_set, limit);
+        assert!(started, "{bounding_set} {limit}: {error}");
+    }
+}
+
 #[test]
 fn what_this_kernel_has() {
+    has_memory_to_lock();
     counts_exactly("clsact");
     counts_exactly("auto");
     let tcx = by_tcx();

@@ -7,11 +7,12 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{HashMap, Map},
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{HashMap, Map, MapError},
     programs::ProgramError,
 };
 use netobs_common::{Counters, DIRECTIONS, FlowCell, FlowOwner, IFACE_CELLS, Sender};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{
     attach::AttachMode,
@@ -53,8 +54,8 @@ pub struct Options {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("load the eBPF object: {0}")]
-    Object(#[from] aya::EbpfError),
+    #[error("load the eBPF object: {0}{remedy}", remedy = memory_remedy(.0))]
+    Object(#[from] EbpfError),
     #[error("load eBPF program {name}: {source}")]
     Program { name: &'static str, source: ProgramError },
     #[error("the eBPF object has no {0}; it was not built from these sources")]
@@ -71,6 +72,16 @@ pub enum LoadError {
     Pin(#[from] PinError),
     #[error("an eBPF map: {0}")]
     Map(#[from] aya::maps::MapError),
+}
+
+/// What to do where a map was refused, perhaps for a limit; else nothing.
+fn memory_remedy(error: &EbpfError) -> &'static str {
+    let EbpfError::MapError(MapError::CreateError { io_error, .. }) = error else { return "" };
+    let is_limited = getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft != RLIM_INFINITY);
+    if io_error.kind() != io::ErrorKind::PermissionDenied || !is_limited {
+        return "";
+    }
+    "; before Linux 5.11 maps count as locked memory, which is limited here: `ulimit -l unlimited`, or CAP_SYS_RESOURCE"
 }
 
 /// Maps as they are in the kernel; gone when dropped.
