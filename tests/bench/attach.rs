@@ -1,19 +1,17 @@
 //! Attaching to interfaces: by filters and by links, and by an agent as they come.
 
-use std::{net::UdpSocket, time::Instant};
+use std::time::Instant;
 
 use netobs::{
     ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
-    background::Background,
-    http,
+    http, kernel,
     netns::{Netns, World},
-    program::{Agent, number},
-    wait_for,
+    program::Agent,
+    traffic, wait_for,
 };
-use serde_json::Value;
 
 use crate::{
     Effort,
@@ -70,27 +68,19 @@ fn lost(rounds: usize) -> Table {
 fn lost_once(mode: AttachMode) -> (f64, f64) {
     let world = World::new(1);
     world.host.sh("busybox ping -q -c 1 10.77.0.10");
-    let socket = world.host.run(|| UdpSocket::bind("10.77.0.1:0").expect("bind"));
-    let counters = || {
-        let links: Value =
-            serde_json::from_str(&world.host.sh("ip -s -j link show dev veth0")).expect("JSON of ip");
-        ["packets", "dropped"].map(|name| number(&links[0], &format!("stats64.tx.{name}")) as f64)
-    };
+    let counters =
+        || (kernel::tx_dropped(&world.host, "veth0"), kernel::link(&world.host, "veth0").tx_packets);
     let (mut observer, ifindex) =
         world.host.run(move || (observer(mode), nix::net::if_::if_nametoindex("veth0").expect("its index")));
-    let load = Background::repeat(move || {
-        for _ in 0..1000 {
-            let _ = socket.send_to(&[0; 18], "10.77.0.10:4000");
-        }
-    });
-    let (start, [packets_before, dropped_before]) = (Instant::now(), counters());
+    let load = traffic::flood(&world.host, "10.77.0.10:4000".parse().expect("an address"));
+    let (start, (dropped_before, sent_before)) = (Instant::now(), counters());
     let attached = world.host.run(move || {
         observer.attach(InterfaceKey(0), ifindex, false).expect("attach");
         observer
     });
-    let ([packets, dropped], elapsed) = (counters(), start.elapsed().as_secs_f64());
+    let ((dropped, sent), elapsed) = (counters(), start.elapsed().as_secs_f64());
     drop((load, attached));
-    (dropped - dropped_before, (packets - packets_before) / elapsed)
+    ((dropped - dropped_before) as f64, (sent - sent_before) as f64 / elapsed)
 }
 
 fn observer(mode: AttachMode) -> Observer {

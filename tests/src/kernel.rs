@@ -83,6 +83,16 @@ fn of_json(text: &str) -> Link {
     }
 }
 
+/// Packets that were to leave an interface and were dropped there.
+///
+/// # Panics
+/// If there is no such interface.
+pub fn tx_dropped(host: &Netns, name: &str) -> u64 {
+    let value: Value =
+        serde_json::from_str(&host.sh(&format!("ip -s -j link show dev {name}"))).expect("JSON of ip");
+    number(&value[0], "stats64.tx.dropped")
+}
+
 /// An interface's MAC address.
 ///
 /// # Panics

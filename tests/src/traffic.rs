@@ -31,6 +31,20 @@ pub fn udp(from: &Netns, to: &Netns, address: SocketAddr, count: u64, payload_by
     drop(sink);
 }
 
+/// Sends datagrams of 18 bytes without a pause, as long as the value. Whether somebody listens does not matter.
+///
+/// # Panics
+/// If there is no such address family in the namespace.
+pub fn flood(from: &Netns, to: SocketAddr) -> Background {
+    let socket = from.run(move || UdpSocket::bind(any(to)).expect("bind"));
+    Background::repeat(move || {
+        for _ in 0..1000 {
+            // What the kernel does not take is not sent.
+            let _ = socket.send_to(&[0; 18], to);
+        }
+    })
+}
+
 /// Answers every datagram with itself, as long as the value.
 pub struct Echo {
     _thread: Background,

@@ -2,13 +2,11 @@
 //! noticed, repaired and said.
 
 use std::{
-    net::UdpSocket,
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
 use netobs_tests::{
-    background::Background,
     bpf,
     bpffs::Bpffs,
     filters::Filter,
@@ -16,7 +14,7 @@ use netobs_tests::{
     netns::{BRIDGE, Netns, World},
     pretend::Pretend,
     program::{self, LIMIT, Watch, number},
-    test_run, wait_for,
+    test_run, traffic, wait_for,
 };
 use serde_json::Value;
 
@@ -136,25 +134,15 @@ fn what_others_remove_is_attached_again() {
 /// or detached costs a packet.
 #[test]
 fn nothing_is_lost_by_attaching() {
-    let dropped = |host: &Netns| {
-        let links: Value =
-            serde_json::from_str(&host.sh("ip -s -j link show dev veth0")).expect("JSON of ip");
-        (number(&links[0], "stats64.tx.dropped"), number(&links[0], "stats64.tx.packets"))
-    };
+    let counted = |host: &Netns| (kernel::tx_dropped(host, "veth0"), kernel::link(host, "veth0").tx_packets);
     for mode in attach_modes("nothing_is_lost_by_attaching") {
         let world = World::new(1);
         if *mode == "clsact" {
             world.host.sh(&format!("tc qdisc add dev veth0 clsact; tc qdisc add dev {BRIDGE} clsact"));
         }
         ping(&world);
-        let socket = world.host.run(|| UdpSocket::bind("10.77.0.1:0").expect("bind"));
-        let load = Background::repeat(move || {
-            for _ in 0..1000 {
-                // Nobody listens; what the kernel does not take is not sent.
-                let _ = socket.send_to(&[0; 18], "10.77.0.10:4000");
-            }
-        });
-        let (dropped_before, passed_before) = dropped(&world.host);
+        let load = traffic::flood(&world.host, "10.77.0.10:4000".parse().expect("an address"));
+        let (dropped_before, passed_before) = counted(&world.host);
         for _ in 0..5 {
             let mut watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
             watch.until("the load", |snapshot| {
@@ -164,7 +152,7 @@ fn nothing_is_lost_by_attaching() {
             watch.terminate();
         }
         drop(load);
-        let (dropped, passed) = dropped(&world.host);
+        let (dropped, passed) = counted(&world.host);
         assert!(passed - passed_before > 100_000, "{mode}: {passed} packets");
         assert_eq!(dropped - dropped_before, 0, "{mode}, of {passed}");
     }
