@@ -21,7 +21,7 @@ use crate::{
         namespace,
         netlink::{self, Batch, Event, Events, Link, TcEvents},
     },
-    ebpf::{Attach, AttachError, Repaired, pins::Record, remove_leftovers},
+    ebpf::{Attach, AttachError, AttachMode, HostInterface, Repaired, pins::Record, remove_leftovers},
     model::{
         Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Update,
         reconcile::kernel_rx_bytes,
@@ -41,6 +41,14 @@ const RESYNC_PAUSE: Duration = Duration::from_secs(2);
 
 /// Name of the feature, where interfaces cannot be listed.
 const LISTING: &str = "listing interfaces";
+
+/// At the start, for so long it is looked through which interfaces packets go out, and from how many on there is
+/// traffic: an interface that is new, and otherwise idle, has one or two of its own.
+const BUSY_WINDOW: Duration = Duration::from_millis(50);
+const BUSY_PACKETS: u64 = 3;
+
+/// For so long at most it is attached in the way that is slow, and costs the host's traffic nothing.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 /// Each so many times, filters are looked at whether or not the kernel has told that somebody has touched them.
 const LOOK_CLOSELY: u32 = 8;
@@ -71,6 +79,7 @@ impl Attacher {
             observer,
             updates,
             netlink: Netlink::connect()?,
+            busy: BTreeSet::new(),
             known: BTreeMap::new(),
             lost: BTreeSet::new(),
             next_key: 0,
@@ -79,12 +88,19 @@ impl Attacher {
             tc_events,
             looks: 0,
         };
+        let started = Instant::now();
+        let sent = netlink::stats(&mut worker.netlink)?;
         worker.remove_leftovers()?;
         if lock(&worker.observer).attachments().goes_on() {
             worker.remove_leftovers_inside(proc_root)?;
         }
+        if lock(&worker.observer).mode() == AttachMode::Auto {
+            std::thread::sleep(BUSY_WINDOW.saturating_sub(started.elapsed()));
+            worker.busy = busy(&sent, &netlink::stats(&mut worker.netlink)?);
+        }
         // After subscribing: what appears meanwhile is in one of the two, or in both.
         worker.resync()?;
+        worker.busy.clear();
         lock(&worker.observer).forget_others();
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new()
@@ -108,6 +124,8 @@ struct Worker {
     observer: Shared,
     updates: mpsc::Sender<Update>,
     netlink: Netlink,
+    /// Interfaces with traffic at the start.
+    busy: BTreeSet<u32>,
     /// Attached interfaces by ifindex, as last told.
     known: BTreeMap<u32, Known>,
     /// What could not be attached again.
@@ -366,7 +384,12 @@ impl Worker {
             // What others have removed since is not there to go on with.
             return self.look_after_one(key, None);
         }
-        let done = lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge);
+        let interface = HostInterface {
+            ifindex: link.ifindex,
+            bridge: kind == InterfaceKind::Bridge,
+            busy: self.busy.contains(&link.ifindex) && told.elapsed() < BUSY_LIMIT,
+        };
+        let done = lock(&self.observer).attach(key, interface);
         match done {
             Ok(()) => {}
             Err(AttachError::Gone) => return,
@@ -416,6 +439,15 @@ impl Worker {
     }
 }
 
+/// Interfaces that had traffic to send between two readings of all, by ifindex.
+fn busy(before: &BTreeMap<u32, KernelStats>, now: &BTreeMap<u32, KernelStats>) -> BTreeSet<u32> {
+    let sent = |(ifindex, now): (&u32, &KernelStats)| {
+        let sent = now.tx_packets.saturating_sub(before.get(ifindex)?.tx_packets);
+        (sent >= BUSY_PACKETS).then_some(*ifindex)
+    };
+    now.iter().filter_map(sent).collect()
+}
+
 /// What the kernel had counted when the programs began to: its counters now, less ours. Exact if no
 /// packet passes between two readings; else how many did is said.
 pub fn baseline(
@@ -463,5 +495,27 @@ fn info(key: InterfaceKey, kind: InterfaceKind, link: &Link) -> InterfaceInfo {
         master: link.master,
         peer_ifindex: link.peer_ifindex,
         peer_nsid: link.peer_nsid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_interfaces_have_traffic() {
+        let sent = |sent: &[(u32, u64)]| {
+            let stats = |(ifindex, tx_packets): &(u32, u64)| {
+                (
+                    *ifindex,
+                    KernelStats { tx_packets: *tx_packets, rx_packets: 1_000_000, ..Default::default() },
+                )
+            };
+            sent.iter().map(stats).collect::<BTreeMap<_, _>>()
+        };
+        let before = sent(&[(1, 0), (2, 1000), (3, 0), (4, 100), (5, 7), (7, 9)]);
+        // Two packets are a new interface's own; 4 is another's by now, 5 has gone, 6 is new.
+        let now = sent(&[(1, BUSY_PACKETS), (2, 1000), (3, 2), (4, 0), (6, 500), (7, 90_000)]);
+        assert_eq!(busy(&before, &now), BTreeSet::from([1, 7]));
     }
 }

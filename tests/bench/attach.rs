@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, HostInterface, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -57,7 +57,12 @@ fn lost(rounds: usize) -> Table {
         ),
         &["by", "packets dropped", "packets sent in a second"],
     );
-    for (what, mode) in [("clsact filters", AttachMode::Clsact), ("TCX links", AttachMode::Tcx)] {
+    let ways = [
+        ("clsact filters", AttachMode::Clsact),
+        ("TCX links", AttachMode::Tcx),
+        ("what is chosen by default where there is traffic", AttachMode::Auto),
+    ];
+    for (what, mode) in ways {
         let (dropped, rates): (Vec<_>, Vec<_>) = (0..rounds).map(|_| lost_once(mode)).unzip();
         table.row(&[what.to_owned(), Spread::of(dropped).show(0), Spread::of(rates).show(0)]);
     }
@@ -75,7 +80,8 @@ fn lost_once(mode: AttachMode) -> (f64, f64) {
     let load = traffic::flood(&world.host, "10.77.0.10:4000".parse().expect("an address"));
     let (start, (dropped_before, sent_before)) = (Instant::now(), counters());
     let attached = world.host.run(move || {
-        observer.attach(InterfaceKey(0), ifindex, false).expect("attach");
+        let interface = HostInterface { busy: true, ..HostInterface::idle(ifindex) };
+        observer.attach(InterfaceKey(0), interface).expect("attach");
         observer
     });
     let ((dropped, sent), elapsed) = (counters(), start.elapsed().as_secs_f64());
@@ -96,7 +102,7 @@ fn times(interfaces: u32, mode: AttachMode) -> Vec<f64> {
             let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);
             let ifindex = nix::net::if_::if_nametoindex(name.as_str()).expect("its index");
             let start = Instant::now();
-            observer.attach(InterfaceKey(u64::from(n)), ifindex, false).expect("attach");
+            observer.attach(InterfaceKey(u64::from(n)), HostInterface::idle(ifindex)).expect("attach");
             start.elapsed().as_secs_f64() * 1e3
         })
         .collect()

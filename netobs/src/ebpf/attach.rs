@@ -2,8 +2,9 @@
 //!
 //! A filter at a clsact qdisc is attached in a tenth of a millisecond. A TCX link makes the kernel wait for
 //! an RCU grace period, some ten milliseconds each, with the lock held that all network configuration
-//! needs. So filters are the rule and TCX is for interfaces where others use it already, since a TCX
-//! program that ends the chain hides packets from filters (docs/adr/0002-clsact-before-tcx.md).
+//! needs. So filters are the rule. TCX is for interfaces where others use it already, since a TCX
+//! program that ends the chain hides packets from filters, and for those with traffic and no clsact yet, which the
+//! kernel cannot make without dropping some of it (docs/adr/0002-clsact-before-tcx.md).
 
 use std::{
     fmt, io,
@@ -19,7 +20,7 @@ use crate::netlink::Netlink;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
-    /// Filters; TCX links on interfaces where another program has one.
+    /// Filters; TCX links where another program has one, or a clsact qdisc would cost packets.
     #[default]
     Auto,
     /// TCX links (kernel 6.6 and later): gone with the process, whatever ends it.
@@ -36,6 +37,17 @@ impl fmt::Display for AttachMode {
             Self::Clsact => "clsact",
         })
     }
+}
+
+/// By what an interface is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Filter,
+    Link,
+    /// By a filter; by a link where others have one, or where there is no room for the filter.
+    FilterOrLink,
+    /// By a link; by a filter where the kernel has no TCX.
+    LinkOrFilter,
 }
 
 /// One program on one interface or cgroup, and direction.
@@ -71,7 +83,7 @@ pub struct Programs<'a> {
 pub fn attach(
     netlink: &mut Netlink,
     programs: Programs<'_>,
-    mode: AttachMode,
+    way: Way,
     ifindex: u32,
     ingress: bool,
     slot: u32,
@@ -81,13 +93,13 @@ pub fn attach(
         clsact::Filter::add(netlink, programs.filter, ifindex, ingress, slot, lasting).map(Attached::Clsact)
     };
     let link = || tcx_link(programs.tcx, ifindex, ingress).map(Attached::Link);
-    match mode {
-        AttachMode::Tcx => link(),
-        AttachMode::Clsact => filter(netlink),
-        AttachMode::Auto if has_tcx(ifindex, ingress) => link(),
-        // Somebody's ingress qdisc, or a filter of another kind at our priority, leaves no room; TCX does
-        // not mind them.
-        AttachMode::Auto => filter(netlink).or_else(|error| link().map_err(|_| error)),
+    match way {
+        Way::Link => link(),
+        Way::Filter => filter(netlink),
+        Way::FilterOrLink if has_tcx(ifindex, ingress) => link(),
+        // A filter of another kind at our priority leaves no room; TCX does not mind it.
+        Way::FilterOrLink => filter(netlink).or_else(|error| link().map_err(|_| error)),
+        Way::LinkOrFilter => link().or_else(|_| filter(netlink)),
     }
 }
 

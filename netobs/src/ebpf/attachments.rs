@@ -11,8 +11,8 @@ use std::{
 use netobs_common::Counters;
 
 use super::{
-    attach::{self, AttachMode, Attached, Standing},
-    clsact::{self, Lasting},
+    attach::{self, AttachMode, Attached, Standing, Way},
+    clsact::{self, Lasting, Qdisc},
     hooks::Hooks,
     pins::{self, Pins, Record},
     slots::Slots,
@@ -40,6 +40,23 @@ pub enum AttachError {
     Directory(#[from] aya::maps::MapError),
     #[error("tell the programs of the cgroup: {0}")]
     Cgroup(io::Error),
+}
+
+/// An interface of the host, to be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostInterface {
+    pub ifindex: u32,
+    /// Of a bridge there are no flows: its packets are in those of the containers.
+    pub bridge: bool,
+    /// Packets come out of it, as far as that is known. None of them is to be lost.
+    pub busy: bool,
+}
+
+impl HostInterface {
+    /// A container's end on the host, through which nothing passes yet.
+    pub const fn idle(ifindex: u32) -> Self {
+        Self { ifindex, bridge: false, busy: false }
+    }
 }
 
 /// What was counted at one place, all CPUs together.
@@ -92,12 +109,11 @@ pub trait Attach: Send {
         self.attachments_mut().remove_leftovers(ifindex)
     }
 
-    /// An interface of the host, under a key that was not used before. Of a `bridge` there are no flows: its
-    /// packets are in those of the containers.
+    /// Attaches under a key that was not used before.
     ///
     /// # Errors
     /// See [`AttachError`]; nothing stays attached then.
-    fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError>;
+    fn attach(&mut self, key: InterfaceKey, interface: HostInterface) -> Result<(), AttachError>;
 
     /// Goes on with what an earlier process had pinned at an interface of the host, if it had: what it knew of it.
     /// Where a program is missing, [`Self::look_after`] attaches one.
@@ -255,8 +271,8 @@ pub struct Attachments {
     mode: AttachMode,
     slots: Slots,
     held: BTreeMap<InterfaceKey, Attachment>,
-    /// Interfaces where clsact has no room, by the last survey.
-    without_clsact: BTreeSet<u32>,
+    /// What interfaces of the host have of others, or of an earlier run, by the last survey.
+    qdiscs: BTreeMap<u32, Qdisc>,
     /// Where what is attached to interfaces of the host outlives this process. None: it does not.
     pins: Option<Pins>,
     /// Slots of records that were there at start and have not been gone on with.
@@ -265,11 +281,11 @@ pub struct Attachments {
 
 impl Attachments {
     pub fn new(hooks: Hooks, mode: AttachMode, mut slots: Slots, pins: Option<Pins>) -> io::Result<Self> {
-        let (held, without_clsact) = (BTreeMap::new(), BTreeSet::new());
+        let (held, qdiscs) = (BTreeMap::new(), BTreeMap::new());
         let records = pins.as_ref().map(Pins::records).unwrap_or_default();
         let reserved = records.into_iter().map(|(slot, _)| slot).filter(|slot| slots.take_exactly(*slot));
         let reserved = reserved.collect();
-        Ok(Self { hooks, netlink: Netlink::connect()?, mode, slots, held, without_clsact, pins, reserved })
+        Ok(Self { hooks, netlink: Netlink::connect()?, mode, slots, held, qdiscs, pins, reserved })
     }
 
     /// Slots of records that were there at start and have not been gone on with.
@@ -392,7 +408,7 @@ impl Attachments {
     }
 
     pub fn survey(&mut self) -> io::Result<()> {
-        self.without_clsact = clsact::with_ingress_qdisc(&mut self.netlink)?;
+        self.qdiscs = clsact::qdiscs(&mut self.netlink)?;
         Ok(())
     }
 
@@ -412,18 +428,17 @@ impl Attachments {
         &mut self,
         key: InterfaceKey,
         slot: u32,
-        ifindex: u32,
-        bridge: bool,
+        HostInterface { ifindex, bridge, busy }: HostInterface,
     ) -> Result<(), AttachError> {
         self.remove_pinned(ifindex);
-        let (mode, lasting) = (self.mode_at(ifindex), self.lasting());
+        let (way, lasting) = (self.way(ifindex, busy), self.lasting());
         self.hooks.directory.enter(ifindex, slot)?;
         let Self { netlink, hooks, pins, .. } = self;
         let attached = both(
             netlink,
             |netlink, ingress| {
                 let programs = hooks.programs(bridge, ingress);
-                let attached = attach::attach(netlink, programs, mode, ifindex, ingress, slot, lasting)?;
+                let attached = attach::attach(netlink, programs, way, ifindex, ingress, slot, lasting)?;
                 pin(pins.as_ref(), &attached, ifindex, ingress)?;
                 Ok(attached)
             },
@@ -437,10 +452,13 @@ impl Attachments {
         Ok(())
     }
 
-    fn mode_at(&self, ifindex: u32) -> AttachMode {
-        match self.mode {
-            AttachMode::Auto if self.without_clsact.contains(&ifindex) => AttachMode::Tcx,
-            mode => mode,
+    /// To an interface of the host, of which no packet is to be lost if it is `busy`.
+    fn way(&self, ifindex: u32, busy: bool) -> Way {
+        match (self.mode, self.qdiscs.get(&ifindex)) {
+            (AttachMode::Tcx, _) | (AttachMode::Auto, Some(Qdisc::Ingress)) => Way::Link,
+            (AttachMode::Clsact, _) => Way::Filter,
+            (AttachMode::Auto, None) if busy => Way::LinkOrFilter,
+            (AttachMode::Auto, _) => Way::FilterOrLink,
         }
     }
 
@@ -544,6 +562,7 @@ impl Attachments {
                 (Standing::Gone, _) => Removal::FilterRemoved,
             };
             reason = reason.or(Some(why));
+            let by_link = matches!(hooks[at], Some(Attached::Link(_)));
             // First what is there: two of ours at a time would count each packet twice.
             if let Some(attached) = hooks[at].take() {
                 if let (Some(pins), None) = (&self.pins, &entrance) {
@@ -557,10 +576,11 @@ impl Attachments {
             } else {
                 // The room that others leave may be another by now.
                 self.survey().map_err(|error| failed(ingress, error))?;
-                let (mode, programs) = (self.mode_at(ifindex), self.hooks.programs(bridge, ingress));
+                // Why there was a link may still be so.
+                let (way, programs) = (self.way(ifindex, by_link), self.hooks.programs(bridge, ingress));
                 let lasting = self.lasting();
                 let attached =
-                    attach::attach(&mut self.netlink, programs, mode, ifindex, ingress, *slot, lasting);
+                    attach::attach(&mut self.netlink, programs, way, ifindex, ingress, *slot, lasting);
                 attached.and_then(|attached| {
                     pin(self.pins.as_ref(), &attached, ifindex, ingress)?;
                     Ok(attached)

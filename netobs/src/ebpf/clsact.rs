@@ -4,7 +4,7 @@
 //! program may have begun to use it meanwhile, and an empty one does nothing.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
@@ -151,14 +151,33 @@ impl Filter {
     }
 }
 
-/// Interfaces that have the older `ingress` qdisc, which leaves no room for clsact. It has one block of
-/// filters only: one for egress would land among those for ingress.
-pub fn with_ingress_qdisc(netlink: &mut Netlink) -> io::Result<BTreeSet<u32>> {
+/// A qdisc that has filters for what an interface receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qdisc {
+    Clsact,
+    /// The older one, which leaves no room for clsact. It has one block of filters only: one for egress would
+    /// land among those for ingress.
+    Ingress,
+}
+
+/// Which interfaces have one, by ifindex.
+///
+/// # Errors
+/// What netlink says.
+pub fn qdiscs(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, Qdisc>> {
     let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
     let found = netlink.dump(&request, |answer| {
         let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer else { return None };
-        let ingress = TcAttribute::Kind("ingress".to_owned());
-        qdisc.attributes.contains(&ingress).then_some(qdisc.header.index.cast_unsigned())
+        let kind = qdisc.attributes.iter().find_map(|attribute| match attribute {
+            TcAttribute::Kind(kind) => Some(kind.as_str()),
+            _ => None,
+        });
+        let kind = match kind? {
+            "clsact" => Qdisc::Clsact,
+            "ingress" => Qdisc::Ingress,
+            _ => return None,
+        };
+        Some((qdisc.header.index.cast_unsigned(), kind))
     })?;
     Ok(found.into_iter().collect())
 }

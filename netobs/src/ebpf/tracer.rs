@@ -19,7 +19,7 @@ use netobs_common::{
 
 use super::{
     attach::AttachMode,
-    attachments::{Attach, AttachError, Attachments, Counted},
+    attachments::{Attach, AttachError, Attachments, Counted, HostInterface},
     directory::Directory,
     hooks::{Hooks, InterfaceNames, Names},
     mapping::Mapping,
@@ -73,7 +73,7 @@ pub struct TraceOptions {
 /// A place that was found, and how to attach there.
 #[derive(Debug)]
 enum Candidate {
-    Host { ifindex: u32 },
+    Host(HostInterface),
     Inside { entrance: Entrance, ifindex: u32 },
     Cgroup(File),
 }
@@ -189,7 +189,7 @@ impl Tracer {
         clear_slot(&self.counts, slot);
         let attachments = &mut self.attachments;
         let attached = match candidate {
-            Candidate::Host { ifindex } => attachments.attach(key, slot, *ifindex, false),
+            Candidate::Host(interface) => attachments.attach(key, slot, *interface),
             Candidate::Cgroup(cgroup) => attachments.attach_cgroup(key, slot, cgroup),
             Candidate::Inside { entrance, ifindex } => match inside {
                 Some(netlink) => attachments.attach_inside(key, slot, entrance.clone(), netlink, *ifindex),
@@ -228,8 +228,8 @@ impl Attach for Tracer {
         &mut self.attachments
     }
 
-    fn attach(&mut self, key: InterfaceKey, ifindex: u32, _bridge: bool) -> Result<(), AttachError> {
-        self.find(key, Candidate::Host { ifindex }, None)
+    fn attach(&mut self, key: InterfaceKey, interface: HostInterface) -> Result<(), AttachError> {
+        self.find(key, Candidate::Host(interface), None)
     }
 
     fn attach_inside(
