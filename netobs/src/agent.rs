@@ -16,7 +16,12 @@ use tokio::sync::mpsc;
 
 use crate::{
     attacher::{Attacher, Shared, lock},
-    discovery::{engine::EngineTask, kubernetes, namespace, netlink, procfs},
+    discovery::{
+        engine::EngineTask,
+        kubernetes, namespace,
+        netlink::{self, AddressEvents},
+        procfs,
+    },
     drain::Drain,
     ebpf::{
         Counted, EventRing,
@@ -131,6 +136,9 @@ pub struct Agent {
     state: State,
     observer: Shared,
     netlink: Netlink,
+    address_events: AddressEvents,
+    /// The host's addresses are as they were last listed, unless it is told otherwise.
+    addresses_listed: bool,
     updates: mpsc::Receiver<Update>,
     proc_root: PathBuf,
     /// Endpoints of the engines that are asked.
@@ -236,6 +244,8 @@ impl Agent {
             _drain: drain,
             _events: events,
             netlink: Netlink::connect()?,
+            address_events: AddressEvents::subscribe()?,
+            addresses_listed: false,
             updates: agent_updates,
             proc_root: config.proc_root,
             engines,
@@ -509,8 +519,15 @@ impl Agent {
     }
 
     fn look_at_addresses(&mut self, now: Instant) {
+        if !self.address_events.changed() && self.addresses_listed {
+            return;
+        }
+        self.addresses_listed = false;
         match namespace::own_addresses(&mut self.netlink) {
-            Ok(addresses) => self.state.apply(Update::HostAddresses(addresses), now),
+            Ok(addresses) => {
+                self.addresses_listed = true;
+                self.state.apply(Update::HostAddresses(addresses), now);
+            }
             Err(error) => tracing::warn!(%error, "list the host's addresses"),
         }
     }

@@ -26,6 +26,9 @@ const LINK_GROUP: u32 = 1;
 /// `RTNLGRP_TC`, as such a mask.
 const TC_GROUP: u32 = 1 << 3;
 
+/// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`, as such a mask.
+const ADDRESS_GROUPS: u32 = 1 << 4 | 1 << 8;
+
 /// linux/rtnetlink.h: qdiscs and filters, made and deleted.
 const TC_MESSAGES: [u16; 4] = [36, 37, 44, 45];
 
@@ -134,17 +137,44 @@ impl TcEvents {
     /// Interfaces of which it was told since the last call. None: of more than the socket could hold, it may be any.
     pub fn changed(&mut self) -> Option<BTreeSet<u32>> {
         let mut changed = BTreeSet::new();
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => interfaces_of_tc(&self.buffer, &mut changed),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(changed),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    // What else is waiting is of no interest any more.
-                    while self.socket.recv(&mut [0u8; 64].as_mut_slice(), 0).is_ok() {}
-                    return None;
-                }
+        let all = drain(&self.socket, &mut self.buffer, |datagram| interfaces_of_tc(datagram, &mut changed));
+        all.then_some(changed)
+    }
+}
+
+/// Whether interfaces have been given addresses or lost them, in the namespace of the thread that subscribed.
+pub struct AddressEvents {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl AddressEvents {
+    /// # Errors
+    /// When netlink is not to be had.
+    pub fn subscribe() -> io::Result<Self> {
+        Ok(Self { socket: subscribe(ADDRESS_GROUPS)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// Whether there was any since the last call, or may have been.
+    pub fn changed(&mut self) -> bool {
+        let mut changed = false;
+        let all = drain(&self.socket, &mut self.buffer, |_| changed = true);
+        changed || !all
+    }
+}
+
+/// Hands on what is waiting on a socket of [`subscribe`]; false if the kernel had more to say than it could hold.
+fn drain(socket: &Socket, buffer: &mut Vec<u8>, mut each: impl FnMut(&[u8])) -> bool {
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, 0) {
+            Ok(_) => each(buffer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => {
+                // What else is waiting is of no interest any more.
+                while socket.recv(&mut [0u8; 64].as_mut_slice(), 0).is_ok() {}
+                return false;
             }
         }
     }
