@@ -4,6 +4,7 @@
 //! is found out later and elsewhere.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     io::{self, Read as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
@@ -48,7 +49,7 @@ const BUSY_WINDOW: Duration = Duration::from_millis(50);
 const BUSY_PACKETS: u64 = 3;
 
 /// For so long at most it is attached in the way that is slow, and costs the host's traffic nothing.
-const BUSY_LIMIT: Duration = Duration::from_secs(5);
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Each so many times, filters are looked at whether or not the kernel has told that somebody has touched them.
 const LOOK_CLOSELY: u32 = 8;
@@ -79,7 +80,7 @@ impl Attacher {
             observer,
             updates,
             netlink: Netlink::connect()?,
-            busy: BTreeSet::new(),
+            busy: BTreeMap::new(),
             known: BTreeMap::new(),
             lost: BTreeSet::new(),
             next_key: 0,
@@ -124,8 +125,8 @@ struct Worker {
     observer: Shared,
     updates: mpsc::Sender<Update>,
     netlink: Netlink,
-    /// Interfaces with traffic at the start.
-    busy: BTreeSet<u32>,
+    /// Interfaces with traffic at the start, by ifindex, and how many packets that was.
+    busy: BTreeMap<u32, u64>,
     /// Attached interfaces by ifindex, as last told.
     known: BTreeMap<u32, Known>,
     /// What could not be attached again.
@@ -334,7 +335,9 @@ impl Worker {
     fn resync(&mut self) -> io::Result<()> {
         let told = Instant::now();
         lock(&self.observer).survey()?;
-        let links = netlink::links(&mut self.netlink, None)?;
+        let mut links = netlink::links(&mut self.netlink, None)?;
+        // Those that would lose the most come first.
+        links.sort_by_key(|link| Reverse(self.busy.get(&link.ifindex)));
         let known: Vec<u32> = self.known.keys().copied().collect();
         for ifindex in known {
             let now = links.iter().find(|link| link.ifindex == ifindex);
@@ -387,7 +390,7 @@ impl Worker {
         let interface = HostInterface {
             ifindex: link.ifindex,
             bridge: kind == InterfaceKind::Bridge,
-            busy: self.busy.contains(&link.ifindex) && told.elapsed() < BUSY_LIMIT,
+            busy: self.busy.contains_key(&link.ifindex) && told.elapsed() < BUSY_LIMIT,
         };
         let done = lock(&self.observer).attach(key, interface);
         match done {
@@ -439,11 +442,11 @@ impl Worker {
     }
 }
 
-/// Interfaces that had traffic to send between two readings of all, by ifindex.
-fn busy(before: &BTreeMap<u32, KernelStats>, now: &BTreeMap<u32, KernelStats>) -> BTreeSet<u32> {
+/// Interfaces that had traffic to send between two readings of all, by ifindex, and how many packets that was.
+fn busy(before: &BTreeMap<u32, KernelStats>, now: &BTreeMap<u32, KernelStats>) -> BTreeMap<u32, u64> {
     let sent = |(ifindex, now): (&u32, &KernelStats)| {
         let sent = now.tx_packets.saturating_sub(before.get(ifindex)?.tx_packets);
-        (sent >= BUSY_PACKETS).then_some(*ifindex)
+        (sent >= BUSY_PACKETS).then_some((*ifindex, sent))
     };
     now.iter().filter_map(sent).collect()
 }
@@ -516,6 +519,6 @@ mod tests {
         let before = sent(&[(1, 0), (2, 1000), (3, 0), (4, 100), (5, 7), (7, 9)]);
         // Two packets are a new interface's own; 4 is another's by now, 5 has gone, 6 is new.
         let now = sent(&[(1, BUSY_PACKETS), (2, 1000), (3, 2), (4, 0), (6, 500), (7, 90_000)]);
-        assert_eq!(busy(&before, &now), BTreeSet::from([1, 7]));
+        assert_eq!(busy(&before, &now), BTreeMap::from([(1, BUSY_PACKETS), (7, 89_991)]));
     }
 }

@@ -89,7 +89,7 @@ pub fn measure(effort: Effort) -> (Vec<Table>, Vec<Target>) {
         Target {
             what: what.to_owned(),
             target: format!("≤ {most} × empty"),
-            measured: format!("{measured:.2} ×"),
+            measured: format!("{measured:.2} × ({:.0} ns more)", more(&times[load][set])),
             is_met: measured <= most,
         }
     };
@@ -103,6 +103,11 @@ pub fn measure(effort: Effort) -> (Vec<Table>, Vec<Target>) {
 
 fn ratio(times: &[[f64; 2]]) -> f64 {
     Spread::of(times.iter().map(|[empty, ours]| ours / empty)).median
+}
+
+/// ns
+fn more(times: &[[f64; 2]]) -> f64 {
+    Spread::of(times.iter().map(|[empty, ours]| ours - empty)).median
 }
 
 /// Where a load passes, and whose programs count it there.
