@@ -40,7 +40,7 @@ use crate::{
         reconcile::Reading,
         state::{NAMESPACES, PROC, Process},
     },
-    netlink::Netlink,
+    netlink::{Netlink, stats},
     resolvers::Resolvers,
 };
 
@@ -678,7 +678,7 @@ impl Agent {
     }
 
     fn kernel_stats(&mut self) -> BTreeMap<u32, KernelStats> {
-        match netlink::stats(&mut self.netlink) {
+        match stats(&mut self.netlink) {
             Ok(stats) => {
                 self.state.apply(Update::Works { feature: "kernel counters" }, Instant::now());
                 stats

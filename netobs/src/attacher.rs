@@ -4,7 +4,6 @@
 //! is found out later and elsewhere.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     io::{self, Read as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
@@ -22,7 +21,7 @@ use crate::{
         namespace,
         netlink::{self, Batch, Event, Events, Link, TcEvents},
     },
-    ebpf::{Attach, AttachError, AttachMode, HostInterface, Repaired, pins::Record, remove_leftovers},
+    ebpf::{Attach, AttachError, Repaired, pins::Record, remove_leftovers},
     model::{
         Baseline, InterfaceInfo, InterfaceKey, InterfaceKind, KernelStats, Place, Update,
         reconcile::kernel_rx_bytes,
@@ -42,14 +41,6 @@ const RESYNC_PAUSE: Duration = Duration::from_secs(2);
 
 /// Name of the feature, where interfaces cannot be listed.
 const LISTING: &str = "listing interfaces";
-
-/// At the start, for so long it is looked through which interfaces packets go out, and from how many on there is
-/// traffic: an interface that is new, and otherwise idle, has one or two of its own.
-const BUSY_WINDOW: Duration = Duration::from_millis(50);
-const BUSY_PACKETS: u64 = 3;
-
-/// For so long at most it is attached in the way that is slow, and costs the host's traffic nothing.
-const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Each so many times, filters are looked at whether or not the kernel has told that somebody has touched them.
 const LOOK_CLOSELY: u32 = 8;
@@ -80,7 +71,6 @@ impl Attacher {
             observer,
             updates,
             netlink: Netlink::connect()?,
-            busy: BTreeMap::new(),
             known: BTreeMap::new(),
             lost: BTreeSet::new(),
             next_key: 0,
@@ -89,19 +79,12 @@ impl Attacher {
             tc_events,
             looks: 0,
         };
-        let started = Instant::now();
-        let sent = netlink::stats(&mut worker.netlink)?;
         worker.remove_leftovers()?;
         if lock(&worker.observer).attachments().goes_on() {
             worker.remove_leftovers_inside(proc_root)?;
         }
-        if lock(&worker.observer).mode() == AttachMode::Auto {
-            std::thread::sleep(BUSY_WINDOW.saturating_sub(started.elapsed()));
-            worker.busy = busy(&sent, &netlink::stats(&mut worker.netlink)?);
-        }
         // After subscribing: what appears meanwhile is in one of the two, or in both.
         worker.resync()?;
-        worker.busy.clear();
         lock(&worker.observer).forget_others();
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new()
@@ -125,8 +108,6 @@ struct Worker {
     observer: Shared,
     updates: mpsc::Sender<Update>,
     netlink: Netlink,
-    /// Interfaces with traffic at the start, by ifindex, and how many packets that was.
-    busy: BTreeMap<u32, u64>,
     /// Attached interfaces by ifindex, as last told.
     known: BTreeMap<u32, Known>,
     /// What could not be attached again.
@@ -334,10 +315,12 @@ impl Worker {
     /// Compares what is there with what is known.
     fn resync(&mut self) -> io::Result<()> {
         let told = Instant::now();
-        lock(&self.observer).survey()?;
+        let traffic = lock(&self.observer).survey()?;
         let mut links = netlink::links(&mut self.netlink, None)?;
-        // Those that would lose the most come first.
-        links.sort_by_key(|link| Reverse(self.busy.get(&link.ifindex)));
+        // First what takes no time. Those with traffic may not all be attached without loss: those that would lose the
+        // most come first.
+        let rate = |link: &Link| traffic.get(&link.ifindex).copied().unwrap_or(f64::INFINITY);
+        links.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
         let known: Vec<u32> = self.known.keys().copied().collect();
         for ifindex in known {
             let now = links.iter().find(|link| link.ifindex == ifindex);
@@ -387,12 +370,7 @@ impl Worker {
             // What others have removed since is not there to go on with.
             return self.look_after_one(key, None);
         }
-        let interface = HostInterface {
-            ifindex: link.ifindex,
-            bridge: kind == InterfaceKind::Bridge,
-            busy: self.busy.contains_key(&link.ifindex) && told.elapsed() < BUSY_LIMIT,
-        };
-        let done = lock(&self.observer).attach(key, interface);
+        let done = lock(&self.observer).attach(key, link.ifindex, kind == InterfaceKind::Bridge);
         match done {
             Ok(()) => {}
             Err(AttachError::Gone) => return,
@@ -431,6 +409,11 @@ impl Worker {
     fn retry(&mut self) {
         let failed: Vec<Link> =
             self.known.values().filter(|known| known.key.is_none()).map(|known| known.link.clone()).collect();
+        if !failed.is_empty()
+            && let Err(error) = lock(&self.observer).survey()
+        {
+            tracing::warn!(%error, "look at what others have on the interfaces");
+        }
         for link in failed {
             self.link(link, Instant::now());
         }
@@ -440,15 +423,6 @@ impl Worker {
         // Nobody listens any more only when the process is ending.
         let _ = self.updates.blocking_send(update);
     }
-}
-
-/// Interfaces that had traffic to send between two readings of all, by ifindex, and how many packets that was.
-fn busy(before: &BTreeMap<u32, KernelStats>, now: &BTreeMap<u32, KernelStats>) -> BTreeMap<u32, u64> {
-    let sent = |(ifindex, now): (&u32, &KernelStats)| {
-        let sent = now.tx_packets.saturating_sub(before.get(ifindex)?.tx_packets);
-        (sent >= BUSY_PACKETS).then_some((*ifindex, sent))
-    };
-    now.iter().filter_map(sent).collect()
 }
 
 /// What the kernel had counted when the programs began to: its counters now, less ours. Exact if no
@@ -498,27 +472,5 @@ fn info(key: InterfaceKey, kind: InterfaceKind, link: &Link) -> InterfaceInfo {
         master: link.master,
         peer_ifindex: link.peer_ifindex,
         peer_nsid: link.peer_nsid,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn which_interfaces_have_traffic() {
-        let sent = |sent: &[(u32, u64)]| {
-            let stats = |(ifindex, tx_packets): &(u32, u64)| {
-                (
-                    *ifindex,
-                    KernelStats { tx_packets: *tx_packets, rx_packets: 1_000_000, ..Default::default() },
-                )
-            };
-            sent.iter().map(stats).collect::<BTreeMap<_, _>>()
-        };
-        let before = sent(&[(1, 0), (2, 1000), (3, 0), (4, 100), (5, 7), (7, 9)]);
-        // Two packets are a new interface's own; 4 is another's by now, 5 has gone, 6 is new.
-        let now = sent(&[(1, BUSY_PACKETS), (2, 1000), (3, 2), (4, 0), (6, 500), (7, 90_000)]);
-        assert_eq!(busy(&before, &now), BTreeMap::from([(1, BUSY_PACKETS), (7, 89_991)]));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, HostInterface, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -80,8 +80,8 @@ fn lost_once(mode: AttachMode) -> (f64, f64) {
     let load = traffic::flood(&world.host, "10.77.0.10:4000".parse().expect("an address"));
     let (start, (dropped_before, sent_before)) = (Instant::now(), counters());
     let attached = world.host.run(move || {
-        let interface = HostInterface { busy: true, ..HostInterface::idle(ifindex) };
-        observer.attach(InterfaceKey(0), interface).expect("attach");
+        observer.survey().expect("a look at the interfaces");
+        observer.attach(InterfaceKey(0), ifindex, false).expect("attach");
         observer
     });
     let ((dropped, sent), elapsed) = (counters(), start.elapsed().as_secs_f64());
@@ -102,7 +102,7 @@ fn times(interfaces: u32, mode: AttachMode) -> Vec<f64> {
             let name = format!("{}{}", if n % 2 == 0 { 'v' } else { 'w' }, n / 2);
             let ifindex = nix::net::if_::if_nametoindex(name.as_str()).expect("its index");
             let start = Instant::now();
-            observer.attach(InterfaceKey(u64::from(n)), HostInterface::idle(ifindex)).expect("attach");
+            observer.attach(InterfaceKey(u64::from(n)), ifindex, false).expect("attach");
             start.elapsed().as_secs_f64() * 1e3
         })
         .collect()

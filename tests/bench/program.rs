@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, HostInterface, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -55,7 +55,7 @@ fn times(repeat: u32, rounds: usize) -> Vec<(&'static str, Vec<f64>)> {
         let events = EventOptions { dns: dns_and_arp, arp: dns_and_arp, ..EventOptions::default() };
         let options = Options { max_interfaces: 4, mode: AttachMode::Auto, max_flows, events, log: false };
         let mut observer = Observer::load(options).expect("load");
-        observer.attach(InterfaceKey(0), HostInterface::idle(1)).expect("attach to lo");
+        observer.attach(InterfaceKey(0), 1, false).expect("attach to lo");
         observer
     };
     let (exact, flows, all) = (observer(0, false), observer(1024, false), observer(1024, true));

@@ -2,11 +2,13 @@
 //! noticed, repaired and said.
 
 use std::{
+    net::UdpSocket,
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
 use netobs_tests::{
+    background::Background,
     bpf,
     bpffs::Bpffs,
     filters::Filter,
@@ -150,7 +152,7 @@ fn nothing_is_lost_by_attaching() {
         ping(&world);
         let load = traffic::flood(&world.host, "10.77.0.10:4000".parse().expect("an address"));
         let (dropped_before, passed_before) = counted(&world.host);
-        for _ in 0..5 {
+        for round in 0..5 {
             let mut watch = Watch::start(Some(&world.host), &["--no-engine", "--attach", mode]);
             watch.until("the load", |snapshot| {
                 let veth = program::interface(snapshot, "veth0")?;
@@ -159,6 +161,13 @@ fn nothing_is_lost_by_attaching() {
             if mode == "auto" {
                 let links = |name| bpf::tcx_links(watch.pid(), ifindex(&world.host, name)).len();
                 assert_eq!((links("veth0"), links("veth1")), (2, 0), "the second has no traffic");
+                if round == 0 {
+                    for link in bpf::tcx_links(watch.pid(), ifindex(&world.host, "veth0")) {
+                        test_run::detach_link(link).expect("detach");
+                    }
+                    reattached(&watch, &[("link_detached", 1)]);
+                    assert_eq!(links("veth0"), 2, "by links again");
+                }
             }
             watch.terminate();
         }
@@ -167,6 +176,47 @@ fn nothing_is_lost_by_attaching() {
         assert!(passed - passed_before > 100_000, "{mode}: {passed} packets");
         assert_eq!(dropped - dropped_before, 0, "{mode}, of {passed}");
     }
+}
+
+/// Links take so long that only some of many interfaces with traffic have them: those that would lose the most.
+#[test]
+fn where_many_are_busy_the_busiest_lose_nothing() {
+    const OTHERS: usize = 150;
+    if !attach_modes("many interfaces with traffic").contains(&"tcx") {
+        return;
+    }
+    let mut world = World::new(0);
+    let others: String = (0..OTHERS)
+        .map(|n| {
+            format!(
+                "link add o{n} type veth peer name p{n}\nlink set p{n} up\nlink set o{n} master {BRIDGE} up\n"
+            )
+        })
+        .collect();
+    world.host.sh(&format!("ip -batch - <<'END'\n{others}END"));
+    // The kernel lists it last.
+    world.add(Netns::new());
+    world.host.sh("busybox ping -q -c 1 10.77.0.10");
+    let to_all = world.host.run(|| {
+        let socket = UdpSocket::bind("10.77.0.1:0").expect("bind");
+        socket.set_broadcast(true).expect("may send to all");
+        socket
+    });
+    let _to_all = Background::repeat(move || {
+        to_all.send_to(&[0; 18], "10.77.0.255:4000").expect("send to all");
+        std::thread::sleep(Duration::from_millis(4));
+    });
+    let _load = traffic::flood(&world.host, "10.77.0.10:4000".parse().expect("an address"));
+    let dropped = || kernel::tx_dropped(&world.host, "veth0");
+    let before = dropped();
+    let mut watch = Watch::start(Some(&world.host), &["--no-engine"]);
+    let links = |name: &str| bpf::tcx_links(watch.pid(), ifindex(&world.host, name)).len();
+    watch.interface("veth0");
+    assert_eq!([links("veth0"), links(BRIDGE)], [2, 2]);
+    let linked = (0..OTHERS).filter(|n| links(&format!("o{n}")) == 2).count();
+    assert!(linked > 0 && linked < OTHERS, "as many as there is time for: {linked}");
+    watch.terminate();
+    assert_eq!(dropped(), before);
 }
 
 /// Where there is no interface of the host: filters inside a container, links to a cgroup.

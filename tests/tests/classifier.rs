@@ -1,7 +1,7 @@
 //! The classifier on packets built by hand, by `BPF_PROG_TEST_RUN`: what each is counted as.
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, Counted, EventOptions, HostInterface, Observer, Options},
+    ebpf::{Attach as _, AttachMode, Counted, EventOptions, Observer, Options},
     model::{InterfaceKey, Traffic},
 };
 use netobs_tests::{
@@ -28,7 +28,7 @@ fn count(packets: impl FnOnce(&dyn Fn(&[u8], Gso)) + Send + 'static) -> Traffic 
             log: false,
         })
         .expect("load");
-        observer.attach(KEY, HostInterface::idle(LO)).expect("attach to lo");
+        observer.attach(KEY, LO, false).expect("attach to lo");
         packets(&|packet, gso| {
             let (verdict, _) = test_run(observer.program(true), packet, gso, 1).expect("test run");
             assert_eq!(verdict, -1, "netobs only looks: TC_ACT_UNSPEC");
@@ -375,8 +375,8 @@ fn interfaces_that_share_a_directory_cell_are_told_apart() {
         })
         .expect("load");
         let (first, second) = (InterfaceKey(1), InterfaceKey(2));
-        observer.attach(first, HostInterface::idle(100)).expect("attach near0");
-        observer.attach(second, HostInterface::idle(apart)).expect("attach far0");
+        observer.attach(first, 100, false).expect("attach near0");
+        observer.attach(second, apart, false).expect("attach far0");
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bind");
         let send = |address: &str, times: usize| {
             for _ in 0..times {

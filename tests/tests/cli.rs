@@ -10,7 +10,7 @@ use std::{
 
 use caps::{CapSet, Capability};
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, HostInterface, Observer, Options},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -87,7 +87,7 @@ fn the_kernel_wants_each_capability() {
                 log: false,
             };
             let mut observer = Observer::load(options).map_err(|error| error.to_string())?;
-            observer.attach(InterfaceKey(0), HostInterface::idle(LO)).map_err(|error| error.to_string())
+            observer.attach(InterfaceKey(0), LO, false).map_err(|error| error.to_string())
         })
     };
     let enough: [&[Capability]; 3] =

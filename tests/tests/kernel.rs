@@ -10,7 +10,7 @@ use netobs_tests::{
     frames, kernel,
     netns::Netns,
     pretend::Pretend,
-    program::{LIMIT, Watch, binary, container, number, unless_left_out},
+    program::{self, LIMIT, Watch, binary, container, number, unless_left_out},
     row,
     trace::Trace,
     traffic, wait_for,
@@ -43,6 +43,30 @@ fn counts_exactly(mode: &str) {
     let classes = sent["classes"].as_array().expect("classes");
     let by_class: u64 = classes.iter().map(|class| number(class, "tx.packets")).sum();
     assert_eq!(by_class, number(&sent, "tx.ethertype.ipv4.packets"), "{sent}");
+}
+
+/// What is chosen where there is traffic: a link, or what this kernel has instead.
+fn attaches_where_there_is_traffic(has_tcx: bool) {
+    let world = Bridged::new(BRIDGE, "10.83.0", [10, 11]);
+    let load = traffic::flood(world.netns(0), address(4000));
+    let watch = world.watch(&OPTIONS);
+    watch.until("the load", |snapshot| {
+        (number(&container(snapshot, world.name(1))?, "rx.protocol.udp.packets") > 1000).then_some(())
+    });
+    drop(load);
+    // What passed while the kernel's counters were read is uncertain, and said to be; from then on it is exact.
+    let differs = || {
+        let interface = program::interface(&watch.fresh(), "veth1").expect("there");
+        let [before, counted] = ["baseline.tx_packets", "tx.packets"].map(|path| number(&interface, path));
+        let differs = kernel::link(&world.host, "veth1").tx_packets - before - counted;
+        assert!(differs <= number(&interface, "baseline.uncertain_packets"), "{differs}: {interface}");
+        (differs, counted)
+    };
+    let (differed, counted) = differs();
+    traffic::udp(world.netns(0), world.netns(1), address(4001), 500, 64);
+    assert_eq!(differs(), (differed, counted + 500));
+    let filters = world.host.sh("tc filter show dev veth1 egress").contains(" netobs ");
+    assert_eq!(filters, !has_tcx, "a filter");
 }
 
 /// By TCX, which this kernel has or has not: it is not attached then, and that is said.
@@ -191,6 +215,7 @@ fn what_this_kernel_has() {
     counts_exactly("clsact");
     counts_exactly("auto");
     let tcx = by_tcx();
+    attaches_where_there_is_traffic(tcx);
     unless_left_out(tells_of_messages_and_connections);
     counts_where_the_host_has_no_interface();
     tells_of_drops();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, Counted, EventOptions, HostInterface, Observer, Options},
+    ebpf::{Attach as _, AttachMode, Counted, EventOptions, Observer, Options},
     model::InterfaceKey,
 };
 use netobs_common::{Counters, class, l4};
@@ -153,7 +153,7 @@ fn eight_senders_while_counters_are_read() {
             let mut observer = observer();
             for (key, name) in [(0, "veth0"), (1, "veth1")] {
                 let index = nix::net::if_::if_nametoindex(name).expect("its index");
-                observer.attach(InterfaceKey(key), HostInterface::idle(index)).expect("attach");
+                observer.attach(InterfaceKey(key), index, false).expect("attach");
             }
             attached.send(()).expect("the test waits");
             let mut reads = 0u64;

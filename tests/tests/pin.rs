@@ -14,7 +14,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use netobs::{
-    ebpf::{Attach as _, AttachMode, EventOptions, HostInterface, Observer, Options, pins},
+    ebpf::{Attach as _, AttachMode, EventOptions, Observer, Options, pins},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -288,12 +288,7 @@ fn what_was_attached_without_a_record_leaves_nothing() {
             // Last in slots that the agent has no reason to give to the same.
             for (key, name) in (0..).zip(gone.iter().map(String::as_str).chain(["veth0", BRIDGE])) {
                 let ifindex = if_nametoindex(name).expect("an interface");
-                observer
-                    .attach(
-                        InterfaceKey(key),
-                        HostInterface { bridge: name == BRIDGE, ..HostInterface::idle(ifindex) },
-                    )
-                    .expect("attach");
+                observer.attach(InterfaceKey(key), ifindex, name == BRIDGE).expect("attach");
             }
         });
         host.sh(&format!("for n in $(seq 0 {}); do ip link del gone$n; done", GONE - 1));

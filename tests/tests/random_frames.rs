@@ -15,9 +15,7 @@ use std::{
 };
 
 use netobs::{
-    ebpf::{
-        self, Attach as _, AttachMode, EventOptions, HostInterface, Observer, Options, wait_for_programs,
-    },
+    ebpf::{self, Attach as _, AttachMode, EventOptions, Observer, Options, wait_for_programs},
     model::{Count, FlowRecord, InterfaceKey, Judged},
 };
 use netobs_common::{Counters, FIRST, OPENED, class};
@@ -83,7 +81,7 @@ impl Bench {
             log: false,
         })
         .expect("load");
-        observer.attach(KEY, HostInterface::idle(ifindex)).expect("attach");
+        observer.attach(KEY, ifindex, false).expect("attach");
         if let Some(mac) = sender {
             observer.correct_sender(KEY, mac, Judged::default());
         }

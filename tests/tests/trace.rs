@@ -614,6 +614,7 @@ fn of_a_flood_each_packet_is_delivered_or_counted_as_lost() {
     flood(&place, 0, 1, 1000);
     let sent = received(&place) - before;
     assert!(sent > 350_000, "{sent}");
+    trace.says("packets lost");
     let traced = trace.terminate();
     let counts = traced.counts();
     assert_eq!(counts.matched, sent, "{}", traced.err);
@@ -621,7 +622,6 @@ fn of_a_flood_each_packet_is_delivered_or_counted_as_lost() {
     assert!(counts.lost > 0 && counts.delivered > 1000, "{counts:?}");
     assert_eq!(counts.shown, counts.delivered, "{}", traced.err);
     assert_eq!(reader.join().expect("the reader"), counts.shown);
-    assert!(traced.err.contains("packets lost"), "said while it runs: {}", traced.err);
     println!("flood with nobody reading: {counts:?}");
 }
 

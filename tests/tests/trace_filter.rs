@@ -4,7 +4,7 @@
 use std::{net::IpAddr, os::fd::AsFd as _};
 
 use netobs::{
-    ebpf::{Attach as _, AttachMode, HostInterface, PacketFilter, TraceOptions, Tracer},
+    ebpf::{Attach as _, AttachMode, PacketFilter, TraceOptions, Tracer},
     model::InterfaceKey,
 };
 use netobs_tests::{
@@ -192,7 +192,7 @@ fn what_matches_is_what_a_second_filter_says() {
     for (number, filter) in filters().into_iter().enumerate() {
         Netns::new().run(move || {
             let (mut tracer, mut ring) = Tracer::load(&options(filter), true).expect("load");
-            tracer.attach(InterfaceKey(0), HostInterface::idle(LO)).expect("attach to lo");
+            tracer.attach(InterfaceKey(0), LO, false).expect("attach to lo");
             let mut random = Random(0x9e37_79b9_7f4a_7c15 + number as u64);
             let (mut refused, mut matched) = (0, 0);
             for _ in 0..FRAMES {
@@ -230,7 +230,7 @@ fn captured_at_every_length() {
         for snaplen in [1, 64, 127, 128, 129, 512, 600, 2048, 2049, 16_384, 40_000, 65_535] {
             let options = TraceOptions { snaplen, ..options(PacketFilter::default()) };
             let (mut tracer, mut ring) = Tracer::load(&options, true).expect("load");
-            tracer.attach(InterfaceKey(0), HostInterface::idle(LO)).expect("attach to lo");
+            tracer.attach(InterfaceKey(0), LO, false).expect("attach to lo");
             for length in (14..140).chain([511, 512, 513, 1000, 1500, 2047, 2048, 2049, 3000]) {
                 let mut frame = ethernet(0x88cc, &[]);
                 frame.extend((14..length).map(|n| n as u8));
@@ -251,7 +251,7 @@ fn a_full_ring_loses_and_counts() {
     Netns::new().run(|| {
         let options = TraceOptions { ring_bytes: 128 << 10, ..options(PacketFilter::default()) };
         let (mut tracer, mut ring) = Tracer::load(&options, true).expect("load");
-        tracer.attach(InterfaceKey(0), HostInterface::idle(LO)).expect("attach to lo");
+        tracer.attach(InterfaceKey(0), LO, false).expect("attach to lo");
         let frame = ethernet(0x88cc, &[0; 50]);
         test_run(tracer.program(true), &frame, Gso::default(), 10_000).expect("test run");
         let total = tracer.total();
@@ -266,7 +266,7 @@ fn a_full_ring_loses_and_counts() {
         // What was detached is still counted, also when its slot is another's.
         for number in 0..9 {
             assert!(tracer.detach(InterfaceKey(number)).is_some());
-            tracer.attach(InterfaceKey(number + 1), HostInterface::idle(LO)).expect("attach to lo");
+            tracer.attach(InterfaceKey(number + 1), LO, false).expect("attach to lo");
             test_run(tracer.program(true), &frame, Gso::default(), 10).expect("test run");
         }
         let total = tracer.total();
@@ -289,7 +289,7 @@ fn nanoseconds_of_a_frame_that_is_not_asked_for() {
     ] {
         let (empty, trace) = Netns::new().run(move || {
             let (mut tracer, _ring) = Tracer::load(&options(filter), true).expect("load");
-            tracer.attach(InterfaceKey(0), HostInterface::idle(LO)).expect("attach to lo");
+            tracer.attach(InterfaceKey(0), LO, false).expect("attach to lo");
             let empty = empty_program().expect("load an empty program");
             let frame = ethernet(0x0800, &ipv4(17, [10, 1, 0, 1], [10, 1, 0, 2], 0, &ports(1, 53, 30)));
             let run = |program| test_run(program, &frame, Gso::default(), REPEAT).expect("test run").1;

@@ -1,7 +1,7 @@
 //! Interfaces of the host's network namespace by rtnetlink: all there are, and what becomes of them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
     time::Instant,
@@ -10,8 +10,7 @@ use std::{
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage, Stats64},
-    stats::{StatsAttribute, StatsFilterMask, StatsMessage},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -242,24 +241,6 @@ pub fn links(netlink: &mut Netlink, nsid: Option<i32>) -> io::Result<Vec<Link>> 
     })
 }
 
-/// The counters of all interfaces of the client's namespace, by ifindex. Much less work than [`links`], for the
-/// kernel and for us.
-///
-/// # Errors
-/// What netlink says.
-pub fn stats(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, KernelStats>> {
-    let mut request = StatsMessage::default();
-    request.header.filter_mask = StatsFilterMask::Link64;
-    let stats = netlink.dump(&RouteNetlinkMessage::GetStats(request), |message| {
-        let RouteNetlinkMessage::NewStats(message) = message else { return None };
-        message.attributes.iter().find_map(|attribute| match attribute {
-            StatsAttribute::Link64(stats) => Some((message.header.ifindex, stats.into())),
-            _ => None,
-        })
-    })?;
-    Ok(stats.into_iter().collect())
-}
-
 /// One interface of the client's namespace.
 ///
 /// # Errors
@@ -343,21 +324,6 @@ fn kind_name(infos: &[LinkInfo]) -> Option<InfoKind> {
         LinkInfo::Kind(kind) => Some(kind.clone()),
         _ => None,
     })
-}
-
-impl From<&Stats64> for KernelStats {
-    fn from(stats: &Stats64) -> Self {
-        Self {
-            rx_packets: stats.rx_packets,
-            rx_bytes: stats.rx_bytes,
-            tx_packets: stats.tx_packets,
-            tx_bytes: stats.tx_bytes,
-            rx_dropped: stats.rx_dropped,
-            tx_dropped: stats.tx_dropped,
-            rx_errors: stats.rx_errors,
-            tx_errors: stats.tx_errors,
-        }
-    }
 }
 
 #[cfg(test)]

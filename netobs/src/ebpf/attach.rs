@@ -13,7 +13,10 @@ use std::{
 
 use serde::Serialize;
 
-use super::clsact::{self, Lasting};
+use super::{
+    clsact::{self, Lasting},
+    resolvers::LOOPBACK,
+};
 use crate::netlink::Netlink;
 
 /// How programs are attached.
@@ -46,7 +49,7 @@ pub enum Way {
     Link,
     /// By a filter; by a link where others have one, or where there is no room for the filter.
     FilterOrLink,
-    /// By a link; by a filter where the kernel has no TCX.
+    /// By a link; by a filter if that cannot be.
     LinkOrFilter,
 }
 
@@ -99,7 +102,10 @@ pub fn attach(
         Way::FilterOrLink if has_tcx(ifindex, ingress) => link(),
         // A filter of another kind at our priority leaves no room; TCX does not mind it.
         Way::FilterOrLink => filter(netlink).or_else(|error| link().map_err(|_| error)),
-        Way::LinkOrFilter => link().or_else(|_| filter(netlink)),
+        Way::LinkOrFilter => link().or_else(|error| {
+            tracing::debug!(%error, ifindex, "link a program");
+            filter(netlink)
+        }),
     }
 }
 
@@ -226,6 +232,12 @@ struct Query {
     link_ids: u64,
     link_attach_flags: u64,
     revision: u64,
+}
+
+/// Whether the kernel knows TCX (6.6 and later).
+pub fn has_tcx_at_all() -> bool {
+    let mut query = Query { target_ifindex: LOOPBACK, attach_type: tcx_hook(true), ..Default::default() };
+    bpf(BPF_PROG_QUERY, &mut query).is_ok()
 }
 
 /// Whether any program is at a TCX hook of the interface. Kernels without TCX have none.

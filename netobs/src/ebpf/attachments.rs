@@ -12,10 +12,11 @@ use netobs_common::Counters;
 
 use super::{
     attach::{self, AttachMode, Attached, Standing, Way},
-    clsact::{self, Lasting, Qdisc},
+    clsact::{self, Lasting},
     hooks::Hooks,
     pins::{self, Pins, Record},
     slots::Slots,
+    survey::Survey,
 };
 use crate::{
     model::{Baseline, FlowRecord, InterfaceKey, Judged, KernelStats, Removal, Sample, Senders},
@@ -40,23 +41,6 @@ pub enum AttachError {
     Directory(#[from] aya::maps::MapError),
     #[error("tell the programs of the cgroup: {0}")]
     Cgroup(io::Error),
-}
-
-/// An interface of the host, to be attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostInterface {
-    pub ifindex: u32,
-    /// Of a bridge there are no flows: its packets are in those of the containers.
-    pub bridge: bool,
-    /// Packets come out of it, as far as that is known. None of them is to be lost.
-    pub busy: bool,
-}
-
-impl HostInterface {
-    /// A container's end on the host, through which nothing passes yet.
-    pub const fn idle(ifindex: u32) -> Self {
-        Self { ifindex, bridge: false, busy: false }
-    }
 }
 
 /// What was counted at one place, all CPUs together.
@@ -93,11 +77,12 @@ pub trait Attach: Send {
         self.attachments().attached()
     }
 
-    /// Looks at what others have on the interfaces, before a number of them are attached.
+    /// Looks at what others have on the interfaces of the host, and where packets pass, before a number of them are
+    /// attached: packets a second of those with traffic, by ifindex, if that makes a difference.
     ///
     /// # Errors
     /// What netlink says.
-    fn survey(&mut self) -> io::Result<()> {
+    fn survey(&mut self) -> io::Result<BTreeMap<u32, f64>> {
         self.attachments_mut().survey()
     }
 
@@ -109,11 +94,12 @@ pub trait Attach: Send {
         self.attachments_mut().remove_leftovers(ifindex)
     }
 
-    /// Attaches under a key that was not used before.
+    /// An interface of the host, under a key that was not used before. Of a `bridge` there are no flows: its
+    /// packets are in those of the containers.
     ///
     /// # Errors
     /// See [`AttachError`]; nothing stays attached then.
-    fn attach(&mut self, key: InterfaceKey, interface: HostInterface) -> Result<(), AttachError>;
+    fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError>;
 
     /// Goes on with what an earlier process had pinned at an interface of the host, if it had: what it knew of it.
     /// Where a program is missing, [`Self::look_after`] attaches one.
@@ -269,10 +255,9 @@ pub struct Attachments {
     hooks: Hooks,
     netlink: Netlink,
     mode: AttachMode,
+    survey: Survey,
     slots: Slots,
     held: BTreeMap<InterfaceKey, Attachment>,
-    /// What interfaces of the host have of others, or of an earlier run, by the last survey.
-    qdiscs: BTreeMap<u32, Qdisc>,
     /// Where what is attached to interfaces of the host outlives this process. None: it does not.
     pins: Option<Pins>,
     /// Slots of records that were there at start and have not been gone on with.
@@ -281,11 +266,12 @@ pub struct Attachments {
 
 impl Attachments {
     pub fn new(hooks: Hooks, mode: AttachMode, mut slots: Slots, pins: Option<Pins>) -> io::Result<Self> {
-        let (held, qdiscs) = (BTreeMap::new(), BTreeMap::new());
+        let mut netlink = Netlink::connect()?;
+        let survey = Survey::new(&mut netlink, mode);
         let records = pins.as_ref().map(Pins::records).unwrap_or_default();
         let reserved = records.into_iter().map(|(slot, _)| slot).filter(|slot| slots.take_exactly(*slot));
         let reserved = reserved.collect();
-        Ok(Self { hooks, netlink: Netlink::connect()?, mode, slots, held, qdiscs, pins, reserved })
+        Ok(Self { hooks, netlink, mode, survey, slots, held: BTreeMap::new(), pins, reserved })
     }
 
     /// Slots of records that were there at start and have not been gone on with.
@@ -407,9 +393,10 @@ impl Attachments {
         self.slots.free()
     }
 
-    pub fn survey(&mut self) -> io::Result<()> {
-        self.qdiscs = clsact::qdiscs(&mut self.netlink)?;
-        Ok(())
+    /// See [`Attach::survey`].
+    pub fn survey(&mut self) -> io::Result<BTreeMap<u32, f64>> {
+        self.survey.look(&mut self.netlink)?;
+        Ok(self.survey.busy().clone())
     }
 
     pub fn remove_leftovers(&mut self, ifindex: u32) -> io::Result<usize> {
@@ -428,10 +415,12 @@ impl Attachments {
         &mut self,
         key: InterfaceKey,
         slot: u32,
-        HostInterface { ifindex, bridge, busy }: HostInterface,
+        ifindex: u32,
+        bridge: bool,
     ) -> Result<(), AttachError> {
         self.remove_pinned(ifindex);
-        let (way, lasting) = (self.way(ifindex, busy), self.lasting());
+        let (started, spared) = (Instant::now(), self.survey.spares(ifindex));
+        let (way, lasting) = (self.survey.way(ifindex, spared), self.lasting());
         self.hooks.directory.enter(ifindex, slot)?;
         let Self { netlink, hooks, pins, .. } = self;
         let attached = both(
@@ -444,22 +433,15 @@ impl Attachments {
             },
             attach::detach,
         );
+        if way == Way::LinkOrFilter {
+            self.survey.spend(started.elapsed());
+        }
         if attached.is_err() {
             self.remove_pinned(ifindex);
             self.hooks.directory.leave(ifindex);
         }
         self.hold(key, slot, Place::Host { ifindex, bridge }, attached?);
         Ok(())
-    }
-
-    /// To an interface of the host, of which no packet is to be lost if it is `busy`.
-    fn way(&self, ifindex: u32, busy: bool) -> Way {
-        match (self.mode, self.qdiscs.get(&ifindex)) {
-            (AttachMode::Tcx, _) | (AttachMode::Auto, Some(Qdisc::Ingress)) => Way::Link,
-            (AttachMode::Clsact, _) => Way::Filter,
-            (AttachMode::Auto, None) if busy => Way::LinkOrFilter,
-            (AttachMode::Auto, _) => Way::FilterOrLink,
-        }
     }
 
     /// Always by filters: TCX links are made in the caller's own namespace.
@@ -562,7 +544,8 @@ impl Attachments {
                 (Standing::Gone, _) => Removal::FilterRemoved,
             };
             reason = reason.or(Some(why));
-            let by_link = matches!(hooks[at], Some(Attached::Link(_)));
+            // A link is for the sake of traffic, perhaps; and what has been missing for a while may have some.
+            let spared = !matches!(hooks[at], Some(Attached::Clsact(_)));
             // First what is there: two of ours at a time would count each packet twice.
             if let Some(attached) = hooks[at].take() {
                 if let (Some(pins), None) = (&self.pins, &entrance) {
@@ -575,9 +558,9 @@ impl Attachments {
                 attach::add_filter(netlink, self.hooks.programs(false, ingress), ifindex, ingress, *slot)
             } else {
                 // The room that others leave may be another by now.
-                self.survey().map_err(|error| failed(ingress, error))?;
-                // Why there was a link may still be so.
-                let (way, programs) = (self.way(ifindex, by_link), self.hooks.programs(bridge, ingress));
+                self.survey.look_at_qdiscs(&mut self.netlink).map_err(|error| failed(ingress, error))?;
+                let (way, programs) =
+                    (self.survey.way(ifindex, spared), self.hooks.programs(bridge, ingress));
                 let lasting = self.lasting();
                 let attached =
                     attach::attach(&mut self.netlink, programs, way, ifindex, ingress, *slot, lasting);

@@ -21,12 +21,13 @@ pub mod pins;
 mod resolvers;
 mod senders;
 mod slots;
+mod survey;
 mod table;
 pub mod tcp;
 mod tracer;
 
 pub use attach::AttachMode;
-pub use attachments::{Attach, AttachError, Counted, HostInterface, Repaired};
+pub use attachments::{Attach, AttachError, Counted, Repaired};
 pub use clsact::{Leftover, leftovers, remove_leftovers};
 pub use drops::{DropCounts, DropRecord, DropRing, EachDrop, EachOptions};
 pub use events::{EventOptions, EventRing, MIN_EVENT_BYTES, monotonic_ns};

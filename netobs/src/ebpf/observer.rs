@@ -12,7 +12,7 @@ use std::{
 use netobs_common::{Counters, EGRESS, Hook, INGRESS, counter_index, events::kind};
 
 use super::{
-    attachments::{Attach, AttachError, Attachments, Counted, HostInterface},
+    attachments::{Attach, AttachError, Attachments, Counted},
     events::{EventRing, Holders, monotonic_ns},
     flows::{self, Flow},
     object::{self, LoadError, Object, Options},
@@ -215,9 +215,9 @@ impl Attach for Observer {
         &mut self.attachments
     }
 
-    fn attach(&mut self, key: InterfaceKey, interface: HostInterface) -> Result<(), AttachError> {
-        let senders = (!interface.bridge).then_some(INGRESS);
-        self.hold(key, true, senders, |attachments, slot| attachments.attach(key, slot, interface))
+    fn attach(&mut self, key: InterfaceKey, ifindex: u32, bridge: bool) -> Result<(), AttachError> {
+        let senders = (!bridge).then_some(INGRESS);
+        self.hold(key, true, senders, |attachments, slot| attachments.attach(key, slot, ifindex, bridge))
     }
 
     fn adopt(&mut self, key: InterfaceKey, ifindex: u32, mac: &[u8]) -> Option<Record> {

@@ -19,7 +19,7 @@ use netobs_common::{
 
 use super::{
     attach::AttachMode,
-    attachments::{Attach, AttachError, Attachments, Counted, HostInterface},
+    attachments::{Attach, AttachError, Attachments, Counted},
     directory::Directory,
     hooks::{Hooks, InterfaceNames, Names},
     mapping::Mapping,
@@ -73,7 +73,7 @@ pub struct TraceOptions {
 /// A place that was found, and how to attach there.
 #[derive(Debug)]
 enum Candidate {
-    Host(HostInterface),
+    Host { ifindex: u32 },
     Inside { entrance: Entrance, ifindex: u32 },
     Cgroup(File),
 }
@@ -130,6 +130,11 @@ impl Tracer {
         self.selected = Some(wanted.clone());
         for key in removed {
             self.let_go(key);
+        }
+        if !added.is_empty()
+            && let Err(error) = self.survey()
+        {
+            tracing::warn!(%error, "look at what others have on the interfaces");
         }
         added.into_iter().filter_map(|key| Some((key, self.attach_candidate(key, None).err()?))).collect()
     }
@@ -189,7 +194,7 @@ impl Tracer {
         clear_slot(&self.counts, slot);
         let attachments = &mut self.attachments;
         let attached = match candidate {
-            Candidate::Host(interface) => attachments.attach(key, slot, *interface),
+            Candidate::Host { ifindex } => attachments.attach(key, slot, *ifindex, false),
             Candidate::Cgroup(cgroup) => attachments.attach_cgroup(key, slot, cgroup),
             Candidate::Inside { entrance, ifindex } => match inside {
                 Some(netlink) => attachments.attach_inside(key, slot, entrance.clone(), netlink, *ifindex),
@@ -228,8 +233,8 @@ impl Attach for Tracer {
         &mut self.attachments
     }
 
-    fn attach(&mut self, key: InterfaceKey, interface: HostInterface) -> Result<(), AttachError> {
-        self.find(key, Candidate::Host(interface), None)
+    fn attach(&mut self, key: InterfaceKey, ifindex: u32, _bridge: bool) -> Result<(), AttachError> {
+        self.find(key, Candidate::Host { ifindex }, None)
     }
 
     fn attach_inside(
