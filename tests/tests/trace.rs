@@ -12,6 +12,7 @@ use std::{
 };
 
 use netobs_tests::{
+    bpf,
     frames::{arp, ethernet, ipv4, ipv6, ports, tag, tcp},
     kernel::{self, assert_exact},
     netns::{BRIDGE, Netns, World},
@@ -775,6 +776,29 @@ fn by_tcx_as_well() {
         let traced = trace.terminate();
         assert_eq!(traced.counts().matched, traced.json().len() as u64, "{mode}");
     }
+}
+
+/// The kernel drops what comes out of an interface while a clsact qdisc is made for it: where there is traffic when a
+/// container is selected, there is none.
+#[test]
+fn who_is_traced_loses_nothing() {
+    if !kernel::attach_modes("who_is_traced_loses_nothing").contains(&"tcx") {
+        return;
+    }
+    let place = Place::new(2);
+    place.ping(1, 0, 1);
+    let _load = traffic::flood(place.containers[1].netns(), "10.77.0.10:4000".parse().expect("an address"));
+    let ifindex = place.host.run(|| nix::net::if_::if_nametoindex("veth0").expect("its index"));
+    let before = kernel::tx_dropped(&place.host, "veth0");
+    for _ in 0..3 {
+        let trace = Trace::start(Some(&place.host), &place.arguments(&[0], &["--proto", "icmp"]));
+        wait_for("links", LIMIT, || match bpf::tcx_links(trace.pid(), ifindex).len() {
+            2 => Ok(()),
+            other => Err(other.to_string()),
+        });
+        trace.terminate();
+    }
+    assert_eq!(kernel::tx_dropped(&place.host, "veth0"), before);
 }
 
 /// Super-packets are one packet, and it is said how many they stand for.
