@@ -678,7 +678,7 @@ impl Agent {
     }
 
     fn kernel_stats(&mut self) -> BTreeMap<u32, KernelStats> {
-        match stats(&mut self.netlink) {
+        match stats(&mut self.netlink, |stats| stats.into()) {
             Ok(stats) => {
                 self.state.apply(Update::Works { feature: "kernel counters" }, Instant::now());
                 stats

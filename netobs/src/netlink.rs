@@ -23,8 +23,6 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, setns};
 
-use crate::model::KernelStats;
-
 /// Larger than any message that the kernel sends (a dump's are at most 32 KiB).
 pub const RECEIVE_BYTES: usize = 64 * 1024;
 
@@ -235,37 +233,22 @@ impl Netlink {
     }
 }
 
-/// The counters of all interfaces of the client's namespace, by ifindex. Much less work than a listing of the interfaces,
-/// for the kernel and for us.
+/// The counters of all interfaces of the client's namespace, or what is kept of them, by ifindex. Much less work than
+/// a listing of the interfaces, for the kernel and for us.
 ///
 /// # Errors
 /// What netlink says.
-pub fn stats(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, KernelStats>> {
+pub fn stats<T>(netlink: &mut Netlink, mut keep: impl FnMut(&Stats64) -> T) -> io::Result<BTreeMap<u32, T>> {
     let mut request = StatsMessage::default();
     request.header.filter_mask = StatsFilterMask::Link64;
     let stats = netlink.dump(&RouteNetlinkMessage::GetStats(request), |message| {
         let RouteNetlinkMessage::NewStats(message) = message else { return None };
         message.attributes.iter().find_map(|attribute| match attribute {
-            StatsAttribute::Link64(stats) => Some((message.header.ifindex, stats.into())),
+            StatsAttribute::Link64(stats) => Some((message.header.ifindex, keep(stats))),
             _ => None,
         })
     })?;
     Ok(stats.into_iter().collect())
-}
-
-impl From<&Stats64> for KernelStats {
-    fn from(stats: &Stats64) -> Self {
-        Self {
-            rx_packets: stats.rx_packets,
-            rx_bytes: stats.rx_bytes,
-            tx_packets: stats.tx_packets,
-            tx_bytes: stats.tx_bytes,
-            rx_dropped: stats.rx_dropped,
-            tx_dropped: stats.tx_dropped,
-            rx_errors: stats.rx_errors,
-            tx_errors: stats.tx_errors,
-        }
-    }
 }
 
 /// `NLM_F_DUMP_INTR` of linux/netlink.h.

@@ -10,7 +10,7 @@ use std::{
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage, Stats64},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -324,6 +324,21 @@ fn kind_name(infos: &[LinkInfo]) -> Option<InfoKind> {
         LinkInfo::Kind(kind) => Some(kind.clone()),
         _ => None,
     })
+}
+
+impl From<&Stats64> for KernelStats {
+    fn from(stats: &Stats64) -> Self {
+        Self {
+            rx_packets: stats.rx_packets,
+            rx_bytes: stats.rx_bytes,
+            tx_packets: stats.tx_packets,
+            tx_bytes: stats.tx_bytes,
+            rx_dropped: stats.rx_dropped,
+            tx_dropped: stats.tx_dropped,
+            rx_errors: stats.rx_errors,
+            tx_errors: stats.tx_errors,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -96,8 +96,7 @@ impl Survey {
 /// None if it cannot be told, which is no reason not to attach.
 fn sent(netlink: &mut Netlink) -> Option<Sent> {
     let at = Instant::now();
-    let stats = netlink::stats(netlink).ok()?;
-    Some((at, stats.into_iter().map(|(ifindex, stats)| (ifindex, stats.tx_packets)).collect()))
+    Some((at, netlink::stats(netlink, |stats| stats.tx_packets).ok()?))
 }
 
 fn busy(before: &BTreeMap<u32, u64>, now: &BTreeMap<u32, u64>, time: Duration) -> BTreeMap<u32, f64> {
