@@ -254,7 +254,6 @@ enum Place {
 pub struct Attachments {
     hooks: Hooks,
     netlink: Netlink,
-    mode: AttachMode,
     survey: Survey,
     slots: Slots,
     held: BTreeMap<InterfaceKey, Attachment>,
@@ -265,13 +264,12 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    pub fn new(hooks: Hooks, mode: AttachMode, mut slots: Slots, pins: Option<Pins>) -> io::Result<Self> {
-        let mut netlink = Netlink::connect()?;
-        let survey = Survey::new(&mut netlink, mode);
+    pub fn new(hooks: Hooks, survey: Survey, mut slots: Slots, pins: Option<Pins>) -> io::Result<Self> {
         let records = pins.as_ref().map(Pins::records).unwrap_or_default();
         let reserved = records.into_iter().map(|(slot, _)| slot).filter(|slot| slots.take_exactly(*slot));
         let reserved = reserved.collect();
-        Ok(Self { hooks, netlink, mode, survey, slots, held: BTreeMap::new(), pins, reserved })
+        let (netlink, held) = (Netlink::connect()?, BTreeMap::new());
+        Ok(Self { hooks, netlink, survey, slots, held, pins, reserved })
     }
 
     /// Slots of records that were there at start and have not been gone on with.
@@ -332,7 +330,7 @@ impl Attachments {
     }
 
     pub const fn mode(&self) -> AttachMode {
-        self.mode
+        self.survey.mode()
     }
 
     pub const fn hooks(&self) -> &Hooks {
@@ -530,7 +528,7 @@ impl Attachments {
         for (at, ingress) in [(0, true), (1, false)] {
             let netlink = inside.as_mut().unwrap_or(&mut self.netlink);
             // In another namespace there are filters only.
-            let mode = if entrance.is_some() { AttachMode::Clsact } else { self.mode };
+            let mode = if entrance.is_some() { AttachMode::Clsact } else { self.survey.mode() };
             let standing = match &hooks[at] {
                 Some(attached) => attach::standing(netlink, attached, mode, (ifindex, ingress), touched)
                     .map_err(|error| failed(ingress, error))?,

@@ -19,6 +19,7 @@ use super::{
     pins::{Pins, Record},
     resolvers::Resolvers,
     slots::Slots,
+    survey::Survey,
 };
 use crate::{
     model::{Baseline, FlowCount, FlowEnd, FlowRecord, InterfaceKey, Judged, KernelStats, Removal},
@@ -75,8 +76,9 @@ impl Observer {
     }
 
     fn load_with(options: Options, pins: Option<Pins>) -> Result<Self, LoadError> {
+        let survey = Survey::begin(options.mode);
         let (object, hooks) = Object::load(&options, pins.as_ref())?;
-        let attachments = Attachments::new(hooks, options.mode, Slots::new(options.max_interfaces), pins)
+        let attachments = Attachments::new(hooks, survey, Slots::new(options.max_interfaces), pins)
             .map_err(LoadError::Netlink)?;
         let (leaving, gone, flows) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         let holders = Holders::default();

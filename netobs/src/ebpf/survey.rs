@@ -40,11 +40,16 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// With the first of two readings.
-    pub fn new(netlink: &mut Netlink, mode: AttachMode) -> Self {
+    /// The first of two readings. To be made before programs are loaded, so that nothing has to wait for the second.
+    pub fn begin(mode: AttachMode) -> Self {
         let chooses = mode == AttachMode::Auto && attach::has_tcx_at_all();
-        let sent = if chooses { sent(netlink) } else { None };
+        let sent =
+            if chooses { Netlink::connect().ok().and_then(|mut netlink| sent(&mut netlink)) } else { None };
         Self { mode, qdiscs: BTreeMap::new(), sent, busy: BTreeMap::new(), left: LIMIT }
+    }
+
+    pub const fn mode(&self) -> AttachMode {
+        self.mode
     }
 
     /// Looks at everything, before a number of interfaces are attached to. Waits if it was looked a moment ago.

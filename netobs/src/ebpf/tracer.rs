@@ -25,6 +25,7 @@ use super::{
     mapping::Mapping,
     object::{LoadError, map_array, take},
     slots::Slots,
+    survey::Survey,
 };
 use crate::{
     model::InterfaceKey,
@@ -98,6 +99,7 @@ impl Tracer {
     /// # Errors
     /// Without the privileges, on kernels without ring buffers, or when the verifier refuses.
     pub fn load(options: &TraceOptions, everywhere: bool) -> Result<(Self, Ring), LoadError> {
+        let survey = Survey::begin(options.mode);
         let mut ebpf = load_object(options)?;
         let directory = Directory::new(None, HashMap::try_from(take(&mut ebpf, "SLOTS")?)?);
         let hooks = Hooks::load(&mut ebpf, &NAMES, directory)?;
@@ -105,7 +107,7 @@ impl Tracer {
         let counts = map_array(&ebpf, "COUNTS", words)?;
         let ring = Ring(RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?);
         let slots = Slots::in_turn(options.max_interfaces);
-        let attachments = Attachments::new(hooks, options.mode, slots, None).map_err(LoadError::Netlink)?;
+        let attachments = Attachments::new(hooks, survey, slots, None).map_err(LoadError::Netlink)?;
         let tracer = Self {
             attachments,
             counts,
