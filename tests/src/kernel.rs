@@ -57,7 +57,7 @@ impl std::ops::Add for Link {
 /// # Panics
 /// If there is no such interface.
 pub fn link(host: &Netns, name: &str) -> Link {
-    of_json(&host.sh(&format!("ip -s -j link show dev {name}")))
+    of_listed(&listed(host, name))
 }
 
 /// Of the namespace that the test is in.
@@ -69,12 +69,21 @@ pub fn own_link(name: &str) -> Link {
         .args(["-c", &format!("PATH=$PATH:/sbin:/usr/sbin ip -s -j link show dev {name}")])
         .output()
         .expect("run ip");
-    of_json(&String::from_utf8_lossy(&output.stdout))
+    of_listed(&one(&String::from_utf8_lossy(&output.stdout)))
 }
 
-fn of_json(text: &str) -> Link {
-    let value: Value = serde_json::from_str(text).expect("JSON of ip");
-    let stats = &value[0]["stats64"];
+/// An interface as `ip` lists it, with its counters.
+fn listed(host: &Netns, name: &str) -> Value {
+    one(&host.sh(&format!("ip -s -j link show dev {name}")))
+}
+
+fn one(listing: &str) -> Value {
+    let [interface] = serde_json::from_str(listing).expect("one interface in JSON of ip");
+    interface
+}
+
+fn of_listed(interface: &Value) -> Link {
+    let stats = &interface["stats64"];
     Link {
         rx_packets: number(stats, "rx.packets"),
         rx_bytes: number(stats, "rx.bytes"),
@@ -88,9 +97,13 @@ fn of_json(text: &str) -> Link {
 /// # Panics
 /// If there is no such interface.
 pub fn tx_dropped(host: &Netns, name: &str) -> u64 {
-    let value: Value =
-        serde_json::from_str(&host.sh(&format!("ip -s -j link show dev {name}"))).expect("JSON of ip");
-    number(&value[0], "stats64.tx.dropped")
+    number(&listed(host, name), "stats64.tx.dropped")
+}
+
+/// # Panics
+/// If there is no such interface.
+pub fn ifindex(host: &Netns, name: &str) -> u32 {
+    u32::try_from(number(&listed(host, name), "ifindex")).expect("an ifindex")
 }
 
 /// An interface's MAC address.
@@ -98,9 +111,7 @@ pub fn tx_dropped(host: &Netns, name: &str) -> u64 {
 /// # Panics
 /// If there is no such interface.
 pub fn mac(host: &Netns, name: &str) -> String {
-    let value: Value =
-        serde_json::from_str(&host.sh(&format!("ip -j link show dev {name}"))).expect("JSON of ip");
-    value[0]["address"].as_str().expect("an address").to_owned()
+    listed(host, name)["address"].as_str().expect("an address").to_owned()
 }
 
 /// What the kernel should say by netobs's counters: the baseline and all that was counted since, by the

@@ -12,13 +12,12 @@ use netobs_tests::{
     bpf,
     bpffs::Bpffs,
     filters::Filter,
-    kernel::{self, assert_exact, attach_modes},
+    kernel::{self, assert_exact, attach_modes, ifindex},
     netns::{BRIDGE, Netns, World},
     pretend::Pretend,
     program::{self, LIMIT, Watch, number},
     test_run, traffic, wait_for,
 };
-use serde_json::Value;
 
 /// How soon it is to be noticed.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -59,12 +58,6 @@ impl Tcx {
     fn runs(&self) -> Vec<u64> {
         self.programs.iter().map(|program| test_run::run_count(program.as_fd())).collect()
     }
-}
-
-fn ifindex(host: &Netns, name: &str) -> u32 {
-    let links: Value =
-        serde_json::from_str(&host.sh(&format!("ip -j link show dev {name}"))).expect("JSON of ip");
-    u32::try_from(number(&links[0], "ifindex")).expect("an ifindex")
 }
 
 /// Each container pings the host.

@@ -788,7 +788,7 @@ fn who_is_traced_loses_nothing() {
     let place = Place::new(2);
     place.ping(1, 0, 1);
     let _load = traffic::flood(place.containers[1].netns(), "10.77.0.10:4000".parse().expect("an address"));
-    let ifindex = place.host.run(|| nix::net::if_::if_nametoindex("veth0").expect("its index"));
+    let ifindex = kernel::ifindex(&place.host, "veth0");
     let before = kernel::tx_dropped(&place.host, "veth0");
     for _ in 0..3 {
         let trace = Trace::start(Some(&place.host), &place.arguments(&[0], &["--proto", "icmp"]));
