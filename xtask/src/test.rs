@@ -106,11 +106,11 @@ const IMAGE: &str = "netobs-test-release:1";
 pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     let ci = ci || std::env::var_os("CI").is_some();
     let mut left_out: Vec<String> = Vec::new();
-    let mut failed: Vec<&str> = Vec::new();
+    let mut failed: Vec<String> = Vec::new();
     let root = root();
 
     cargo_test(&["--workspace", "--exclude", "netobs-tests"], filter, &[], true)
-        .unwrap_or_else(|_| failed.push("unit tests"));
+        .unwrap_or_else(|_| failed.push("unit tests".to_owned()));
 
     if !is_root() {
         left_out.push("tests with network namespaces, containers and Prometheus: they need root".to_owned());
@@ -158,7 +158,7 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
                 continue;
             }
             cargo_test(&["--package", "netobs-tests", "--test", area], filter, environment, parallel)
-                .unwrap_or_else(|_| failed.push(area));
+                .unwrap_or_else(|_| failed.push(area.to_owned()));
         }
         failed
     };
@@ -167,8 +167,7 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     if ci {
         let started = Instant::now();
         if let Err(error) = vm::run_usual() {
-            eprintln!("{error:#}");
-            failed.push("vm");
+            failed.push(format!("virtual machines: {error:#}"));
         }
         println!("== virtual machines: {} s", started.elapsed().as_secs());
     }
@@ -195,18 +194,17 @@ pub fn run(ci: bool, filter: &[String]) -> anyhow::Result<()> {
     if ci && filter.is_empty() {
         if !missing.is_empty() {
             println!("no test has seen: {}", missing.join("; "));
-            failed.push("rows");
+            failed.push("rows".to_owned());
         }
         if let Err(error) = soak::run(&soak::Options::short()) {
-            eprintln!("soak: {error:#}");
-            failed.push("soak");
+            failed.push(format!("soak: {error:#}"));
         }
     }
     left_out.extend(fs::read_to_string(&skips)?.lines().map(str::to_owned));
     finish(ci, &left_out, &failed)
 }
 
-fn finish(ci: bool, left_out: &[String], failed: &[&str]) -> anyhow::Result<()> {
+fn finish(ci: bool, left_out: &[String], failed: &[String]) -> anyhow::Result<()> {
     for reason in left_out {
         println!("left out: {reason}");
     }

@@ -5,6 +5,7 @@ mod kernel;
 mod machine;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -56,7 +57,7 @@ const MATRIX: &str = "kernel";
 /// The others, in halves that take about as long.
 const HALVES: [&[&str]; 2] = [&["inside", "drops"], &["trace_filter", "trace_drops", "tcp"]];
 
-/// Machines that run at a time. Each leaves half of two processors idle, most of the time.
+/// Machines that run at a time, each in one thread.
 const AT_ONCE: usize = 2;
 
 /// What is not run here, and why.
@@ -124,15 +125,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let guest = folder.join(format!("guest-{}-{}", options.kernels.join("-"), options.tests.join("-")));
     let guest = Guest::build(&guest, &target().join("debug/netobs"), &tests, &arguments(&options.filter))?;
     let waiting = Mutex::new(chosen(&options.kernels));
-    let failed = Mutex::new(Vec::new());
+    let failed = Mutex::new(BTreeMap::new());
     let next = || waiting.lock().ok()?.next();
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some((label, suite)) = next() {
                     if let Err(error) = run_on(label, suite, &guest, &options.tests, &folder) {
-                        println!("{label}: {error:#}");
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(label);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).insert(label, error);
                     }
                 }
             });
@@ -142,7 +142,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let (tests, kernels) = (options.tests.join(", "), options.kernels.join(", "));
     println!("== {tests} on {kernels}: {} s", started.elapsed().as_secs());
     if !failed.is_empty() {
-        bail!("failed on {}", failed.join(", "));
+        let each = failed.iter().map(|(label, error)| format!("failed on {label}: {error:#}"));
+        bail!("{}", each.collect::<Vec<_>>().join("\n"));
     }
     Ok(())
 }
@@ -223,6 +224,9 @@ fn run_on(
     Ok(())
 }
 
+/// Lines of a panic: where, and what.
+const PANIC_LINES: usize = 4;
+
 /// How the guest begins what it tells us.
 const MARK: &str = "netobs-vm:";
 
@@ -236,11 +240,18 @@ fn judge(log: &[String], tests: &[String]) -> anyhow::Result<()> {
         let code = log.iter().find_map(|line| line.strip_prefix(&result));
         match code {
             Some("0") => {}
-            Some(code) => bail!("{test}: exit code {code}"),
-            None => bail!("{test}: no result"),
+            Some(code) => bail!("{test}: exit code {code}{}", panics(log)),
+            None => bail!("{test}: no result{}", panics(log)),
         }
     }
     Ok(())
+}
+
+/// What a test, or the kernel, said when it gave up.
+fn panics(log: &[String]) -> String {
+    let begun =
+        (0..log.len()).filter(|at| log[*at].contains("panicked at") || log[*at].contains("Kernel panic"));
+    begun.flat_map(|at| log.iter().skip(at).take(PANIC_LINES)).map(|line| format!("\n    {line}")).collect()
 }
 
 /// What a kernel was found to have is what README's table says of it.
@@ -301,7 +312,12 @@ mod tests {
         let failed = "netobs-vm: inside: exit 0\nnetobs-vm: netns: exit 101\n";
         assert_eq!(verdict(failed), Err("netns: exit code 101".to_owned()));
         let panicked = "netobs-vm: netns: exit 0\nKernel panic - not syncing\n";
-        assert_eq!(verdict(panicked), Err("inside: no result".to_owned()));
+        assert_eq!(verdict(panicked), Err("inside: no result\n    Kernel panic - not syncing".to_owned()));
+        let failed = "thread 'it' panicked at tests/inside.rs:7:5:\nleft: 1\nnetobs-vm: inside: exit 101\n";
+        let told = verdict(failed).expect_err("it failed");
+        assert!(told.starts_with(
+            "inside: exit code 101\n    thread 'it' panicked at tests/inside.rs:7:5:\n    left: 1"
+        ));
         assert!(verdict("test said netobs-vm: netns: exit 0").is_err());
     }
 }
