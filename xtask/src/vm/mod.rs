@@ -224,6 +224,9 @@ fn run_on(
     Ok(())
 }
 
+/// What is in the first line of a panic, of a test's or of the kernel's.
+const PANICS: [&str; 3] = ["panicked at", "Oops: ", "Kernel panic"];
+
 /// Lines of a panic: where, and what.
 const PANIC_LINES: usize = 4;
 
@@ -249,8 +252,8 @@ fn judge(log: &[String], tests: &[String]) -> anyhow::Result<()> {
 
 /// What a test, or the kernel, said when it gave up.
 fn panics(log: &[String]) -> String {
-    let begun =
-        (0..log.len()).filter(|at| log[*at].contains("panicked at") || log[*at].contains("Kernel panic"));
+    let begins = |line: &str| PANICS.iter().any(|begin| line.contains(begin));
+    let begun = (0..log.len()).filter(|at| begins(&log[*at]));
     begun.flat_map(|at| log.iter().skip(at).take(PANIC_LINES)).map(|line| format!("\n    {line}")).collect()
 }
 
@@ -313,11 +316,10 @@ mod tests {
         assert_eq!(verdict(failed), Err("netns: exit code 101".to_owned()));
         let panicked = "netobs-vm: netns: exit 0\nKernel panic - not syncing\n";
         assert_eq!(verdict(panicked), Err("inside: no result\n    Kernel panic - not syncing".to_owned()));
-        let failed = "thread 'it' panicked at tests/inside.rs:7:5:\nleft: 1\nnetobs-vm: inside: exit 101\n";
+        let failed = "it panicked at tests/netns.rs:7:5:\nleft: 1\nnetobs-vm: netns: exit 101\n";
         let told = verdict(failed).expect_err("it failed");
-        assert!(told.starts_with(
-            "inside: exit code 101\n    thread 'it' panicked at tests/inside.rs:7:5:\n    left: 1"
-        ));
+        let begins = "netns: exit code 101\n    it panicked at tests/netns.rs:7:5:\n    left: 1\n";
+        assert!(told.starts_with(begins), "{told}");
         assert!(verdict("test said netobs-vm: netns: exit 0").is_err());
     }
 }
