@@ -19,7 +19,7 @@ use crate::{
     discovery::{
         engine::EngineTask,
         kubernetes, namespace,
-        netlink::{self, AddressEvents},
+        netlink::{self, Changes},
         procfs,
     },
     drain::Drain,
@@ -136,9 +136,12 @@ pub struct Agent {
     state: State,
     observer: Shared,
     netlink: Netlink,
-    address_events: AddressEvents,
+    address_changes: Changes,
     /// The host's addresses are as they were last listed, unless it is told otherwise.
     addresses_listed: bool,
+    link_changes: Changes,
+    /// As they were last listed, unless it is told otherwise.
+    host_names: Option<HostNames>,
     updates: mpsc::Receiver<Update>,
     proc_root: PathBuf,
     /// Endpoints of the engines that are asked.
@@ -244,8 +247,10 @@ impl Agent {
             _drain: drain,
             _events: events,
             netlink: Netlink::connect()?,
-            address_events: AddressEvents::subscribe()?,
+            address_changes: Changes::of_addresses()?,
             addresses_listed: false,
+            link_changes: Changes::of_links()?,
+            host_names: None,
             updates: agent_updates,
             proc_root: config.proc_root,
             engines,
@@ -433,11 +438,25 @@ impl Agent {
 
     /// What the host calls its own, now.
     pub fn host_names(&mut self) -> HostNames {
-        let links = netlink::links(&mut self.netlink, None).unwrap_or_default();
+        if self.link_changes.any() {
+            self.host_names = None;
+        }
+        if let Some(names) = &self.host_names {
+            return names.clone();
+        }
         let own = procfs::netns_identity(&self.proc_root, std::process::id());
-        HostNames {
-            netns: own.ok().map(|(_, inode)| inode),
-            links: links.into_iter().map(|link| (link.ifindex, link.name)).collect(),
+        let netns = own.ok().map(|(_, inode)| inode);
+        match netlink::links(&mut self.netlink, None) {
+            Ok(links) => {
+                let links = links.into_iter().map(|link| (link.ifindex, link.name)).collect();
+                let names = HostNames { netns, links };
+                self.host_names = Some(names.clone());
+                names
+            }
+            Err(error) => {
+                tracing::warn!(%error, "list the host's interfaces");
+                HostNames { netns, ..HostNames::default() }
+            }
         }
     }
 
@@ -519,7 +538,7 @@ impl Agent {
     }
 
     fn look_at_addresses(&mut self, now: Instant) {
-        if !self.address_events.changed() && self.addresses_listed {
+        if !self.address_changes.any() && self.addresses_listed {
             return;
         }
         self.addresses_listed = false;

@@ -156,6 +156,32 @@ fn what_a_bridge_does_not_let_through() {
     assert!(row["place"].as_str().is_some_and(|place| place.starts_with("br_")), "{row}");
 }
 
+/// Interfaces are listed again when the kernel tells of a change.
+#[test]
+fn an_interface_that_gets_another_name() {
+    let world = World::new();
+    let to_host = |port: u16| {
+        world.one.netns().run(move || {
+            let socket = UdpSocket::bind("10.79.0.11:0").expect("bind");
+            socket.send_to(b"drop me", ("10.79.0.1", port)).expect("send");
+        });
+        // Until it is read.
+        std::thread::sleep(Duration::from_millis(1500));
+    };
+    let report = world.during(&[], || {
+        to_host(9997);
+        world.host.sh("ip link set br-drops down && ip link set br-drops name br-other up");
+        to_host(9998);
+    });
+    let at = |port: u64| {
+        let found =
+            rows(&report, |row| row["port"] == port && row["source"]["container_id"] == *world.one.id);
+        let [row] = found.as_slice() else { panic!("one row of {port}: {report}") };
+        row["at"]["interface"].clone()
+    };
+    assert_eq!([at(9997), at(9998)], ["br-drops", "br-other"]);
+}
+
 const CONNECTIONS: u64 = 3;
 
 fn ping_and_talk(world: &World) {

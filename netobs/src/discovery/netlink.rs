@@ -78,7 +78,7 @@ impl Events {
     /// # Errors
     /// When netlink is not to be had.
     pub fn subscribe() -> io::Result<Self> {
-        Ok(Self { socket: subscribe(LINK_GROUP)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { socket: subscribe_with_room(LINK_GROUP)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
     /// To poll for readability.
@@ -130,7 +130,7 @@ impl TcEvents {
     /// # Errors
     /// When netlink is not to be had.
     pub fn subscribe() -> io::Result<Self> {
-        Ok(Self { socket: subscribe(TC_GROUP)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { socket: subscribe_with_room(TC_GROUP)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
     /// Interfaces of which it was told since the last call. None: of more than the socket could hold, it may be any.
@@ -141,21 +141,35 @@ impl TcEvents {
     }
 }
 
-/// Whether interfaces have been given addresses or lost them, in the namespace of the thread that subscribed.
-pub struct AddressEvents {
+/// Whether what was once listed, in the namespace of the thread that subscribed, is to be listed again.
+pub struct Changes {
     socket: Socket,
     buffer: Vec<u8>,
 }
 
-impl AddressEvents {
+impl Changes {
+    /// Interfaces are given addresses, or lose them.
+    ///
     /// # Errors
     /// When netlink is not to be had.
-    pub fn subscribe() -> io::Result<Self> {
-        Ok(Self { socket: subscribe(ADDRESS_GROUPS)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    pub fn of_addresses() -> io::Result<Self> {
+        Self::subscribe(ADDRESS_GROUPS)
+    }
+
+    /// Interfaces come, go, or get another name.
+    ///
+    /// # Errors
+    /// When netlink is not to be had.
+    pub fn of_links() -> io::Result<Self> {
+        Self::subscribe(LINK_GROUP)
+    }
+
+    fn subscribe(groups: u32) -> io::Result<Self> {
+        Ok(Self { socket: subscribe(groups)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
     /// Whether there was any since the last call, or may have been.
-    pub fn changed(&mut self) -> bool {
+    pub fn any(&mut self) -> bool {
         let mut changed = false;
         let all = drain(&self.socket, &mut self.buffer, |_| changed = true);
         changed || !all
@@ -200,6 +214,12 @@ fn subscribe(groups: u32) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, groups))?;
     socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// The same, where each message counts.
+fn subscribe_with_room(groups: u32) -> io::Result<Socket> {
+    let socket = subscribe(groups)?;
     enlarge(&socket);
     Ok(socket)
 }
