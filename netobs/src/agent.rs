@@ -136,12 +136,11 @@ pub struct Agent {
     state: State,
     observer: Shared,
     netlink: Netlink,
+    /// Of the addresses in the state.
     address_changes: Changes,
-    /// The host's addresses are as they were last listed, unless it is told otherwise.
-    addresses_listed: bool,
+    /// Of `host_names`.
     link_changes: Changes,
-    /// As they were last listed, unless it is told otherwise.
-    host_names: Option<HostNames>,
+    host_names: HostNames,
     updates: mpsc::Receiver<Update>,
     proc_root: PathBuf,
     /// Endpoints of the engines that are asked.
@@ -248,9 +247,8 @@ impl Agent {
             _events: events,
             netlink: Netlink::connect()?,
             address_changes: Changes::of_addresses()?,
-            addresses_listed: false,
             link_changes: Changes::of_links()?,
-            host_names: None,
+            host_names: HostNames::default(),
             updates: agent_updates,
             proc_root: config.proc_root,
             engines,
@@ -438,26 +436,19 @@ impl Agent {
 
     /// What the host calls its own, now.
     pub fn host_names(&mut self) -> HostNames {
-        if self.link_changes.any() {
-            self.host_names = None;
-        }
-        if let Some(names) = &self.host_names {
-            return names.clone();
-        }
-        let own = procfs::netns_identity(&self.proc_root, std::process::id());
-        let netns = own.ok().map(|(_, inode)| inode);
-        match netlink::links(&mut self.netlink, None) {
-            Ok(links) => {
-                let links = links.into_iter().map(|link| (link.ifindex, link.name)).collect();
-                let names = HostNames { netns, links };
-                self.host_names = Some(names.clone());
-                names
+        if self.link_changes.to_list() {
+            let links = netlink::links(&mut self.netlink, None);
+            match &links {
+                Ok(_) => self.link_changes.listed(),
+                Err(error) => tracing::warn!(%error, "list the host's interfaces"),
             }
-            Err(error) => {
-                tracing::warn!(%error, "list the host's interfaces");
-                HostNames { netns, ..HostNames::default() }
-            }
+            let own = procfs::netns_identity(&self.proc_root, std::process::id());
+            self.host_names = HostNames {
+                netns: own.ok().map(|(_, inode)| inode),
+                links: links.unwrap_or_default().into_iter().map(|link| (link.ifindex, link.name)).collect(),
+            };
         }
+        self.host_names.clone()
     }
 
     /// By what it can be told now whose a packet is.
@@ -538,13 +529,12 @@ impl Agent {
     }
 
     fn look_at_addresses(&mut self, now: Instant) {
-        if !self.address_changes.any() && self.addresses_listed {
+        if !self.address_changes.to_list() {
             return;
         }
-        self.addresses_listed = false;
         match namespace::own_addresses(&mut self.netlink) {
             Ok(addresses) => {
-                self.addresses_listed = true;
+                self.address_changes.listed();
                 self.state.apply(Update::HostAddresses(addresses), now);
             }
             Err(error) => tracing::warn!(%error, "list the host's addresses"),

@@ -141,10 +141,11 @@ impl TcEvents {
     }
 }
 
-/// Whether what was once listed, in the namespace of the thread that subscribed, is to be listed again.
+/// Whether what there is in the namespace of the thread that subscribed is still as it was last listed.
 pub struct Changes {
     socket: Socket,
     buffer: Vec<u8>,
+    listed: bool,
 }
 
 impl Changes {
@@ -165,14 +166,20 @@ impl Changes {
     }
 
     fn subscribe(groups: u32) -> io::Result<Self> {
-        Ok(Self { socket: subscribe(groups)?, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { socket: subscribe(groups)?, buffer: Vec::with_capacity(RECEIVE_BYTES), listed: false })
     }
 
-    /// Whether there was any since the last call, or may have been.
-    pub fn any(&mut self) -> bool {
+    /// Whether it is to be listed: there was a change, or may have been, or it has not been listed yet.
+    pub fn to_list(&mut self) -> bool {
         let mut changed = false;
         let all = drain(&self.socket, &mut self.buffer, |_| changed = true);
-        changed || !all
+        self.listed &= all && !changed;
+        !self.listed
+    }
+
+    /// It has been listed since [`Self::to_list`] was asked.
+    pub const fn listed(&mut self) {
+        self.listed = true;
     }
 }
 
